@@ -1,0 +1,1 @@
+//! The enforcer agent as a library.

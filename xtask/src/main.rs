@@ -1,0 +1,3 @@
+//! Set-up, build, test, demo and bench.
+
+fn main() {}
