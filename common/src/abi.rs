@@ -1,0 +1,94 @@
+//! What both sides must agree on to share pinned maps: version, names, limits, configuration.
+
+/// Version of every layout in this crate; part of the pin directory's name.
+pub const VERSION: u32 = 1;
+
+/// Pin directory below the configured bpffs path.
+pub const PIN_DIR: &str = "v1";
+
+/// Upper bound of processing units on a host; the index 0 means "unmanaged".
+pub const MAX_PUS: u32 = 16_384;
+/// Upper bound of port intervals of all materialised pairs together.
+pub const MAX_INTERVALS: u32 = 1 << 20;
+/// Steps of the interval search: one more than log2 of [`MAX_INTERVALS`].
+pub const INTERVAL_SEARCH_STEPS: u32 = 21;
+/// How many ancestors of a cgroup are tried for a PU; deeper sockets are denied, not left unmanaged.
+pub const MAX_CGROUP_DEPTH: u32 = 64;
+
+/// The pseudo PU of a socket whose cgroup lies deeper than [`MAX_CGROUP_DEPTH`].
+pub const PU_TOO_DEEP: u32 = u32::MAX;
+
+/// Unmanaged sockets may not open or accept connections.
+pub const CONFIG_UNMANAGED_DENY: u32 = 1;
+/// Strangers (no identity carried) are answered with a reset instead of silence.
+pub const CONFIG_STRANGERS_REJECT: u32 = 2;
+/// At least one PU is attributed by interface.
+pub const CONFIG_HAS_PU: u32 = 4;
+
+/// The one entry of the map `CONFIG`; written by the agent only.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Time of the agent's last sign of life, `CLOCK_MONOTONIC` nanoseconds.
+    pub heartbeat_ns: u64,
+    /// How old the heartbeat may be before first contacts are refused as `agent_down`, nanoseconds.
+    pub agent_timeout_ns: u64,
+    /// Policy generation; a flow judged under another one is judged again at its next packet.
+    pub generation: u32,
+    /// Mark of packets made by the enforcer itself; random for each load.
+    pub mark: u32,
+    /// `CONFIG_*` bits.
+    pub flags: u32,
+    /// Session of this enforcer with itself, for PUs on one host.
+    pub self_session: u32,
+}
+
+/// The trailer the agent puts behind a frame it hands to its TAP device; the TAP's program removes it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Injection {
+    /// Always [`INJECTION_MAGIC`].
+    pub magic: u32,
+    /// Interface to hand the frame to.
+    pub ifindex: u32,
+    /// `INJECT_*` bits.
+    pub flags: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
+}
+
+/// First word of an [`Injection`].
+pub const INJECTION_MAGIC: u32 = 0x454e_4a31;
+/// Deliver to the interface's ingress; without it the frame leaves through the interface.
+pub const INJECT_INGRESS: u32 = 1;
+/// Already judged: the programs on `ifindex` let the frame pass unseen.
+pub const INJECT_TRUSTED: u32 = 2;
+/// Look the neighbour up, the frame's link-layer addresses mean nothing (egress only).
+pub const INJECT_NEIGHBOUR: u32 = 4;
+
+/// Index into the per-CPU array `HANDSHAKE_STATS`: packets written or accepted by the kernel, by type and direction.
+#[inline(always)]
+pub const fn handshake_stat(packet_type: u8, inbound: bool) -> u32 {
+    ((packet_type as u32) << 1) | inbound as u32
+}
+/// Entries of `HANDSHAKE_STATS`.
+pub const HANDSHAKE_STATS: u32 = 32;
+
+/// Index into the per-CPU array `REASON_STATS`: verdicts by reason and direction.
+#[inline(always)]
+pub const fn reason_stat(reason: u16, inbound: bool) -> u32 {
+    ((reason as u32) << 1) | inbound as u32
+}
+/// Entries of `REASON_STATS`.
+pub const REASON_STATS: u32 = 256;
+
+/// Index into the per-CPU array `LOSS_STATS`.
+pub const LOSS_HANDSHAKE_RING: u32 = 0;
+/// Telemetry records lost because the ring was full.
+pub const LOSS_TELEMETRY_RING: u32 = 1;
+/// Frames handed to the agent.
+pub const HELD: u32 = 2;
+/// Flows that could not be entered because the table was full.
+pub const LOSS_FLOW_TABLE: u32 = 3;
+/// Entries of `LOSS_STATS`.
+pub const LOSS_STATS: u32 = 8;

@@ -1,0 +1,105 @@
+//! What the kernel tells the agent: held frames and telemetry.
+
+use crate::flow::FlowKey;
+
+/// Longest frame that is held, bytes.
+pub const FRAME_MAX: usize = 2048;
+
+/// A SYN with HELLO toward a PU of this host.
+pub const HELD_HELLO: u32 = 1;
+/// A SYN-ACK with HELLO_REPLY toward a PU of this host.
+pub const HELD_HELLO_REPLY: u32 = 2;
+/// An authenticated packet whose pair of identities has not been judged yet; handed back unchanged once it is.
+pub const HELD_JUDGE: u32 = 3;
+/// A SYN of a local PU toward an external network that has not been judged yet for this PU.
+pub const HELD_JUDGE_EXTERNAL: u32 = 4;
+
+/// Record of the ring `HANDSHAKES`: a frame taken out of the kernel's path.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    /// When, `CLOCK_MONOTONIC` nanoseconds.
+    pub time_ns: u64,
+    /// `HELD_*`.
+    pub kind: u32,
+    /// Bytes of `frame` in use.
+    pub len: u32,
+    /// Interface it came on.
+    pub ifindex: u32,
+    /// Nonzero if it was taken at the egress of a PU's own interface.
+    pub at_pu_interface: u32,
+    /// PU of this host it is for.
+    pub pu: u32,
+    /// Subject of the pair to judge.
+    pub subject: u32,
+    /// Object of the pair to judge.
+    pub object: u32,
+    /// Zero.
+    pub pad: u32,
+    /// The connection, seen from this host.
+    pub key: FlowKey,
+    /// The frame from its link-layer header on.
+    pub frame: [u8; FRAME_MAX],
+}
+
+/// A connection or packet was refused.
+pub const EVENT_DENY: u8 = 1;
+/// A flow started (rules that log).
+pub const EVENT_START: u8 = 2;
+/// A flow ended.
+pub const EVENT_END: u8 = 3;
+/// A live flow was cut.
+pub const EVENT_CUT: u8 = 4;
+
+/// The packet was on its way out of the PU.
+pub const OUTBOUND: u8 = 0;
+/// The packet was on its way to the PU.
+pub const INBOUND: u8 = 1;
+
+/// Record of the ring `TELEMETRY`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// When, `CLOCK_MONOTONIC` nanoseconds.
+    pub time_ns: u64,
+    /// `EVENT_*`.
+    pub kind: u8,
+    /// `flow::CLIENT` or `flow::SERVER`.
+    pub role: u8,
+    /// `flow::PATH_*`.
+    pub path: u8,
+    /// `OUTBOUND` or `INBOUND`.
+    pub direction: u8,
+    /// Reason by this end, or the one the peer gave.
+    pub reason: u16,
+    /// Nonzero if the peer gave the reason.
+    pub peer_reason: u16,
+    /// The connection, seen from this host.
+    pub key: FlowKey,
+    /// PU of this host.
+    pub pu: u32,
+    /// Its identity.
+    pub local_identity: u32,
+    /// Identity of the peer, 0 if unknown.
+    pub peer_identity: u32,
+    /// Session, 0 if none.
+    pub session: u32,
+    /// Rule that decided, 0 for none.
+    pub rule: u32,
+    /// Observe rule that would decide otherwise, 0 for none.
+    pub observed_rule: u32,
+    /// Smoothed round-trip time, microseconds; 0 if unknown.
+    pub rtt_us: u32,
+    /// Policy generation.
+    pub generation: u32,
+    /// Start of the flow, `CLOCK_MONOTONIC` nanoseconds; 0 if there is none.
+    pub created_ns: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Packets sent.
+    pub packets_out: u64,
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Packets received.
+    pub packets_in: u64,
+}

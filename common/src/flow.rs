@@ -1,0 +1,121 @@
+//! Flow table: one entry an end of an authenticated connection.
+
+use crate::Addr;
+
+/// A connection as seen by one end.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// Address of the PU's end.
+    pub local: Addr,
+    /// Address of the peer's end.
+    pub remote: Addr,
+    /// Port of the PU's end, host order.
+    pub local_port: u16,
+    /// Port of the peer's end, host order.
+    pub remote_port: u16,
+    /// IP protocol.
+    pub proto: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// The client's SYN has left.
+pub const SYN_SENT: u8 = 1;
+/// The server's SYN was verified and judged.
+pub const SYN_RECEIVED: u8 = 2;
+/// The client verified the SYN-ACK; its ACK and data carry CONFIRM until the server is heard.
+pub const CONFIRMING: u8 = 3;
+/// Both ends are authenticated.
+pub const ESTABLISHED: u8 = 4;
+/// No longer allowed: every packet is answered with a reset.
+pub const CUT: u8 = 5;
+
+/// This end opened the connection.
+pub const CLIENT: u8 = 0;
+/// This end accepted the connection.
+pub const SERVER: u8 = 1;
+
+/// No handshake took place.
+pub const PATH_NONE: u8 = 0;
+/// First contact: credentials were exchanged.
+pub const PATH_HELLO: u8 = 1;
+/// Known session: judged in the kernel alone.
+pub const PATH_RESUME: u8 = 2;
+/// External network: judged by address.
+pub const PATH_EXTERNAL: u8 = 3;
+
+/// The local end sent FIN.
+pub const FLAG_FIN_OUT: u8 = 1;
+/// The peer sent FIN.
+pub const FLAG_FIN_IN: u8 = 2;
+/// A reset passed.
+pub const FLAG_RST: u8 = 4;
+/// The rule asks for a record when the flow starts.
+pub const FLAG_LOG: u8 = 8;
+/// A RETRY was followed already.
+pub const FLAG_RETRIED: u8 = 16;
+
+/// Value of the map `FLOWS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// One of `SYN_SENT` to `CUT`.
+    pub state: u8,
+    /// `CLIENT` or `SERVER`.
+    pub role: u8,
+    /// `PATH_*`.
+    pub path: u8,
+    /// `FLAG_*`.
+    pub flags: u8,
+    /// Number of the reason once the flow is cut.
+    pub reason: u16,
+    /// Handle of the PU at this end, as the peer knows it.
+    pub local_handle: u16,
+    /// Handle of the PU at the other end.
+    pub peer_handle: u16,
+    /// Zero.
+    pub pad: u16,
+    /// Index of the PU at this end.
+    pub pu: u32,
+    /// Identity of the PU at this end.
+    pub local_identity: u32,
+    /// Identity of the peer; an external network's for external flows.
+    pub peer_identity: u32,
+    /// Session, by the index this enforcer chose.
+    pub session: u32,
+    /// Initial sequence number of this end.
+    pub local_isn: u32,
+    /// Initial sequence number of the peer.
+    pub peer_isn: u32,
+    /// Policy generation under which the flow was judged.
+    pub generation: u32,
+    /// Rule that allowed it.
+    pub rule: u32,
+    /// Rule that would judge otherwise (observe), or 0.
+    pub observed_rule: u32,
+    /// Interface the flow was first seen on.
+    pub ifindex: u32,
+    /// Interface of the PU if it is attributed by interface, or 0.
+    pub pu_ifindex: u32,
+    /// Sequence number after the last segment this end sent.
+    pub next_out: u32,
+    /// Last acknowledgement number this end sent.
+    pub ack_out: u32,
+    /// Round-trip time last reported by the socket, microseconds.
+    pub rtt_us: u32,
+    /// MAC of the CONFIRM, computed once.
+    pub confirm_mac: u64,
+    /// First packet, `CLOCK_MONOTONIC` nanoseconds.
+    pub created_ns: u64,
+    /// Bytes of IP packets this end sent.
+    pub bytes_out: u64,
+    /// Packets (as the stack hands them over, before segmentation) this end sent.
+    pub packets_out: u64,
+    /// Bytes of IP packets this end received.
+    pub bytes_in: u64,
+    /// Packets (after aggregation) this end received.
+    pub packets_in: u64,
+    /// Last packet, coarse `CLOCK_MONOTONIC` nanoseconds.
+    pub seen_ns: u64,
+}
