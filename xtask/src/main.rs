@@ -1,3 +1,63 @@
-//! Set-up, build, test, demo and bench.
+//! Set-up, build, test, demo and bench: everything a newcomer, a developer or a CI machine runs.
+//!
+//! `cargo xtask setup` prepares a machine, `cargo xtask demo` shows the product, `cargo xtask test` judges it.
 
-fn main() {}
+mod bench;
+mod build;
+mod demo;
+mod lint;
+mod setup;
+mod step;
+mod test;
+mod toolchain;
+mod verifier;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "The project's own commands"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what the machine lacks: eBPF toolchain, linker, runtime tools
+    Setup(setup::Options),
+    /// Build the eBPF object and the `enforcer` binary
+    Build(build::Options),
+    /// Check formatting, lints, dependencies, documentation and the verifier's budget
+    Lint(lint::Options),
+    /// Set up, build, lint, then run every test and the demo
+    Test(test::Options),
+    /// Three hosts, real workloads, the security officer's policy, and every attempt in a table
+    Demo(demo::Options),
+    /// Measure against a bare veth, nftables and NFQUEUE
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Setup(options) => setup::run(&options),
+        Command::Build(options) => build::run(&options),
+        Command::Lint(options) => lint::run(&options),
+        Command::Test(options) => test::run(&options),
+        Command::Demo(options) => demo::run(&options),
+        Command::Bench(options) => bench::run(&options),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
