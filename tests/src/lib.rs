@@ -1,1 +1,36 @@
-//! The laboratory.
+//! The laboratory: hosts as network namespaces on a bridge, each with a cgroup subtree and, when asked, an enforcer.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! let lab = tests::Lab::new("hello")?;
+//! let (a, b) = (lab.host("a")?, lab.host("b")?);
+//! let server = b.serve(&["--listen", "[::]:8020"])?;
+//! let attempt = a.connect(&b.socket_v4(8020), &[])?;
+//! assert_eq!(attempt.outcome, tests::Outcome::Ok);
+//! assert_eq!(server.accepted()?, 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything a [`Lab`] makes carries its run's name (`enf-<run>`), and goes when the lab is dropped, when the process
+//! is interrupted, or, after a crash, when the next lab starts.
+
+mod cgroup;
+mod enforcer;
+mod host;
+mod lab;
+mod netns;
+mod process;
+mod run;
+pub mod tool;
+mod traffic;
+
+pub use cgroup::cgroup2_mount;
+pub use enforcer::{Record, enforcer_binary};
+pub use host::{Capture, Host};
+pub use lab::{Lab, Options};
+pub use process::{Output, Place, Proc};
+pub use traffic::{Attempt, Load, Outcome, Server, ServerEvent, lab_tool};
+pub use workload::Workload;
+
+mod workload;

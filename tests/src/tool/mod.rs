@@ -1,0 +1,65 @@
+//! The traffic tool's commands. Each prints JSON; servers print `READY` once they listen.
+
+mod connect;
+mod hold;
+mod load;
+mod raw;
+mod serve;
+mod socket;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+#[derive(Parser)]
+#[command(
+    name = "lab-tool",
+    about = "Small servers, clients and load generators for the laboratory"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve TCP, logging every connection and every byte count as a line of JSON
+    Serve(serve::Serve),
+    /// Try to connect, once or more, and say how it ended
+    Connect(connect::Connect),
+    /// Open connections and keep them open, reporting each that ends
+    Hold(hold::Hold),
+    /// Connect, request, response, close: as many as possible
+    Crr(load::Load),
+    /// Request and response on one connection, as many as possible
+    Rr(load::Load),
+    /// Send in bulk on one or more connections
+    Stream(load::Load),
+    /// Send a hand-made TCP segment, or a whole captured frame, and print what comes back
+    Raw(raw::Raw),
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    // Thousands of connections in flight need as many descriptors.
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
+    let result = match Cli::parse().command {
+        Command::Serve(serve) => serve.run(),
+        Command::Connect(connect) => connect.run(),
+        Command::Hold(hold) => hold.run(),
+        Command::Crr(load) => load.run("crr"),
+        Command::Rr(load) => load.run("rr"),
+        Command::Stream(load) => load.run("stream"),
+        Command::Raw(raw) => raw.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab-tool: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! `lab-tool raw`: segments no honest stack would send, and frames captured earlier.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, sendto,
+    setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use serde::Serialize;
+
+#[derive(Args)]
+pub(crate) struct Raw {
+    /// Address and port the segment is for
+    #[arg(long, required_unless_present = "frame")]
+    to: Option<SocketAddr>,
+    /// Address and port it claims to come from; port 40000 of the right address if not given
+    #[arg(long)]
+    from: Option<SocketAddr>,
+    /// TCP flags, any of FSRPAU
+    #[arg(long, default_value = "S")]
+    flags: String,
+    /// Sequence number
+    #[arg(long, default_value_t = 1_000_000)]
+    seq: u32,
+    /// Acknowledgement number
+    #[arg(long, default_value_t = 0)]
+    ack: u32,
+    /// TCP options in hex; padded with end-of-options to a multiple of four
+    #[arg(long, default_value = "")]
+    options: String,
+    /// Payload in hex
+    #[arg(long, default_value = "")]
+    payload: String,
+    /// A whole frame in hex, link header first, sent as it is through AF_PACKET
+    #[arg(long, requires = "interface")]
+    frame: Option<String>,
+    /// The interface for --frame
+    #[arg(long)]
+    interface: Option<String>,
+    /// How many times to send it
+    #[arg(long, default_value_t = 1)]
+    count: usize,
+    /// Milliseconds to wait for answers
+    #[arg(long, default_value_t = 200)]
+    wait: u64,
+}
+
+/// A segment that came back.
+#[derive(Serialize)]
+struct Answer {
+    flags: String,
+    seq: u32,
+    ack: u32,
+    options: String,
+    payload: String,
+}
+
+#[derive(Serialize)]
+struct Report {
+    sent: usize,
+    errno: i32,
+    answers: Vec<Answer>,
+}
+
+const FLAGS: &[u8] = b"FSRPAU";
+
+impl Raw {
+    pub(crate) fn run(self) -> Result<()> {
+        let report = match (&self.frame, self.to) {
+            (Some(frame), _) => self.send_frame(&from_hex(frame)?)?,
+            (None, Some(to)) => self.send_segment(to)?,
+            (None, None) => bail!("--to or --frame is needed"),
+        };
+        println!("{}", serde_json::to_string(&report)?);
+        Ok(())
+    }
+
+    fn send_frame(&self, frame: &[u8]) -> Result<Report> {
+        let interface = self
+            .interface
+            .as_deref()
+            .context("--frame needs --interface")?;
+        let index = nix::net::if_::if_nametoindex(interface)
+            .with_context(|| format!("no interface {interface}"))?;
+        let socket = raw_socket(AddressFamily::Packet, None)?;
+        let mut errno = 0;
+        let mut sent = 0;
+        for _ in 0..self.count {
+            match send_on_link(&socket, index, frame) {
+                Ok(()) => sent += 1,
+                Err(error) => errno = error as i32,
+            }
+        }
+        Ok(Report {
+            sent,
+            errno,
+            answers: Vec::new(),
+        })
+    }
+
+    fn send_segment(&self, to: SocketAddr) -> Result<Report> {
+        let from = match self.from {
+            Some(from) => from,
+            None => SocketAddr::new(own_address(to)?, 40_000),
+        };
+        let packet = self.packet(from, to)?;
+        let family = if to.is_ipv4() {
+            AddressFamily::Inet
+        } else {
+            AddressFamily::Inet6
+        };
+        // IPPROTO_RAW means: the IP header is ours, in IPv4 and IPv6 alike.
+        let sender = raw_socket(family, Some(SockProtocol::Raw))?;
+        let receiver = raw_socket(family, Some(SockProtocol::Tcp))?;
+        let (mut sent, mut errno) = (0, 0);
+        let target = SockaddrStorage::from(SocketAddr::new(to.ip(), 0));
+        for _ in 0..self.count {
+            match sendto(sender.as_raw_fd(), &packet, &target, MsgFlags::empty()) {
+                Ok(_) => sent += 1,
+                Err(error) => errno = error as i32,
+            }
+        }
+        let answers = if self.wait > 0 {
+            self.answers(&receiver, from, to)?
+        } else {
+            Vec::new()
+        };
+        Ok(Report {
+            sent,
+            errno,
+            answers,
+        })
+    }
+
+    fn answers(&self, receiver: &OwnedFd, from: SocketAddr, to: SocketAddr) -> Result<Vec<Answer>> {
+        let deadline = Instant::now() + Duration::from_millis(self.wait);
+        let mut answers = Vec::new();
+        let mut buffer = vec![0; 65_536];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(answers);
+            }
+            let micros = i64::try_from(left.as_micros())?.max(1);
+            setsockopt(
+                receiver,
+                sockopt::ReceiveTimeout,
+                &TimeVal::microseconds(micros),
+            )?;
+            let count = match recv(receiver.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(count) => count,
+                Err(Errno::EAGAIN | Errno::EINTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            // IPv4 raw sockets deliver the IP header too, IPv6 ones do not.
+            let start = if to.is_ipv4() {
+                usize::from(buffer[0] & 15) * 4
+            } else {
+                0
+            };
+            answers.extend(
+                buffer
+                    .get(start..count)
+                    .and_then(|segment| answer(segment, to.port(), from.port())),
+            );
+        }
+    }
+
+    fn packet(&self, from: SocketAddr, to: SocketAddr) -> Result<Vec<u8>> {
+        let mut options = from_hex(&self.options)?;
+        options.resize(options.len().next_multiple_of(4), 0);
+        ensure!(
+            options.len() <= 40,
+            "TCP has room for 40 bytes of options, not {}",
+            options.len()
+        );
+        let payload = from_hex(&self.payload)?;
+        let mut flags = 0_u8;
+        for letter in self.flags.bytes() {
+            let bit = FLAGS
+                .iter()
+                .position(|flag| *flag == letter)
+                .with_context(|| format!("no such flag: {letter}"))?;
+            flags |= 1 << bit;
+        }
+        let mut segment = Vec::new();
+        segment.extend(from.port().to_be_bytes());
+        segment.extend(to.port().to_be_bytes());
+        segment.extend(self.seq.to_be_bytes());
+        segment.extend(self.ack.to_be_bytes());
+        segment.push(u8::try_from((20 + options.len()) / 4)? << 4);
+        segment.push(flags);
+        segment.extend([0xff, 0xff, 0, 0, 0, 0]);
+        segment.extend(options);
+        segment.extend(payload);
+        let length = u16::try_from(segment.len()).context("the segment is too long")?;
+        let (pseudo, header) = match (from.ip(), to.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let addresses = [from.octets(), to.octets()].concat();
+                let pseudo = [&addresses[..], &[0, 6], &length.to_be_bytes()].concat();
+                let mut header = vec![0x45, 0];
+                header.extend((length + 20).to_be_bytes());
+                header.extend([0, 0, 0x40, 0, 64, 6, 0, 0]);
+                header.extend(addresses);
+                let sum = checksum(&header).to_be_bytes();
+                header[10..12].copy_from_slice(&sum);
+                (pseudo, header)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let addresses = [from.octets(), to.octets()].concat();
+                let pseudo = [
+                    &addresses[..],
+                    &u32::from(length).to_be_bytes(),
+                    &[0, 0, 0, 6],
+                ]
+                .concat();
+                let mut header = vec![0x60, 0, 0, 0];
+                header.extend(length.to_be_bytes());
+                header.extend([6, 64]);
+                header.extend(addresses);
+                (pseudo, header)
+            }
+            _ => bail!("--from and --to are of different families"),
+        };
+        let sum = checksum(&[pseudo, segment.clone()].concat()).to_be_bytes();
+        segment[16..18].copy_from_slice(&sum);
+        Ok([header, segment].concat())
+    }
+}
+
+/// The Internet checksum, RFC 1071.
+fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum = 0_u32;
+    for pair in bytes.chunks(2) {
+        sum += u32::from(u16::from_be_bytes([
+            pair[0],
+            pair.get(1).copied().unwrap_or(0),
+        ]));
+    }
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+fn answer(segment: &[u8], from_port: u16, to_port: u16) -> Option<Answer> {
+    let word = |at: usize| {
+        segment
+            .get(at..at + 4)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(u32::from_be_bytes)
+    };
+    if word(0)? != u32::from(from_port) << 16 | u32::from(to_port) {
+        return None;
+    }
+    let header = usize::from(segment.get(12)? >> 4) * 4;
+    let flags = segment.get(13)?;
+    let names = FLAGS
+        .iter()
+        .enumerate()
+        .filter(|(bit, _)| flags & (1 << bit) != 0);
+    Some(Answer {
+        flags: names.map(|(_, name)| char::from(*name)).collect(),
+        seq: word(4)?,
+        ack: word(8)?,
+        options: to_hex(segment.get(20..header)?),
+        payload: to_hex(segment.get(header..)?),
+    })
+}
+
+fn raw_socket(family: AddressFamily, protocol: Option<SockProtocol>) -> Result<OwnedFd> {
+    socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).context("raw sockets need root")
+}
+
+/// The source address the kernel would choose towards `to`.
+fn own_address(to: SocketAddr) -> Result<IpAddr> {
+    let any: IpAddr = if to.is_ipv4() {
+        [0, 0, 0, 0].into()
+    } else {
+        [0_u16; 8].into()
+    };
+    let probe = UdpSocket::bind((any, 0))?;
+    probe
+        .connect(to)
+        .with_context(|| format!("no route to {to}"))?;
+    Ok(probe.local_addr()?.ip())
+}
+
+fn send_on_link(socket: &OwnedFd, index: u32, frame: &[u8]) -> Result<(), Errno> {
+    // SAFETY: sockaddr_ll is plain data, for which zeroes are valid.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_ifindex = i32::try_from(index).unwrap_or_default();
+    // The protocol decides which hooks and parsers see the frame, as for one the stack sends.
+    address.sll_protocol = frame
+        .get(12..14)
+        .map_or(0, |kind| u16::from_ne_bytes([kind[0], kind[1]]));
+    let length = std::mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and both pointers are to live data of the lengths given.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const address).cast(),
+            length,
+        )
+    };
+    Errno::result(sent).map(drop)
+}
+
+fn from_hex(text: &str) -> Result<Vec<u8>> {
+    ensure!(
+        text.len().is_multiple_of(2) && text.is_ascii(),
+        "hex digits come in pairs: {text}"
+    );
+    let byte = |at: usize| {
+        u8::from_str_radix(&text[at..at + 2], 16).with_context(|| format!("not hex: {text}"))
+    };
+    (0..text.len()).step_by(2).map(byte).collect()
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hex_there_and_back_and_not() {
+        assert_eq!(to_hex(&from_hex("fe14f989").expect("hex")), "fe14f989");
+        assert!(from_hex("abc").is_err());
+        assert!(from_hex("zz").is_err());
+    }
+
+    #[test]
+    fn checksum_of_rfc_1071_example() {
+        assert_eq!(
+            checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]),
+            !0xddf2
+        );
+    }
+}

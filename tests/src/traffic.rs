@@ -1,0 +1,178 @@
+//! The traffic tool's answers, typed: one connection attempt, one server, one load.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::enforcer::{built_binary, text};
+use crate::process::{Place, Proc};
+
+/// How a connection attempt ended, as the application saw it.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Connected, and if something was to be answered, answered.
+    Ok,
+    /// ECONNREFUSED: a reset answered the SYN.
+    Refused,
+    /// EPERM: refused before anything was sent.
+    Eperm,
+    /// Nothing answered in time.
+    Timeout,
+    /// Connected, then reset.
+    Reset,
+    /// Connected, then closed by the other end without an answer.
+    Closed,
+    /// Anything else; see the errno.
+    Error,
+}
+
+/// One connection attempt.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Attempt {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The error's number, 0 for none.
+    pub errno: i32,
+    /// Microseconds until connect(2) had its answer.
+    pub micros: u64,
+    /// Microseconds until the reply (or its absence) was known; the same as `micros` if nothing was sent.
+    pub total_micros: u64,
+    /// The socket's own address and port.
+    pub local: String,
+    /// Whom it called.
+    pub remote: String,
+    /// What came back, as text.
+    pub reply: String,
+}
+
+/// What a load generator measured.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Load {
+    /// `crr`, `rr` or `stream`.
+    pub kind: String,
+    /// Seconds measured.
+    pub seconds: f64,
+    /// Connections, transactions, or bytes.
+    pub count: u64,
+    /// The same for each second.
+    pub rate: f64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Median microseconds of one connect (crr) or one transaction (rr).
+    pub median_micros: f64,
+    /// The 99th percentile of the same.
+    pub p99_micros: f64,
+}
+
+/// A running `lab-tool serve`.
+#[derive(Debug)]
+pub struct Server(Proc);
+
+/// One line of a server's log.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ServerEvent {
+    /// `accept`, `bytes`, `close`.
+    pub event: String,
+    /// The client's address and port.
+    pub peer: String,
+    /// Bytes just received (`bytes`), or in all (`close`).
+    pub count: u64,
+    /// `eof` or `reset`, for `close`.
+    #[serde(default)]
+    pub how: String,
+}
+
+#[derive(Deserialize, Serialize)]
+pub(crate) struct Attempts {
+    pub(crate) attempts: Vec<Attempt>,
+}
+
+/// The traffic tool: `LAB_TOOL_BIN`, or the one built beside the running program.
+pub fn lab_tool() -> Result<PathBuf> {
+    built_binary(
+        "lab-tool",
+        "LAB_TOOL_BIN",
+        "cargo build --package tests --bin lab-tool",
+    )
+}
+
+impl Place {
+    /// Runs the traffic tool here and returns what it printed, as JSON.
+    pub fn tool<T: serde::de::DeserializeOwned>(&self, args: &[&str]) -> Result<T> {
+        let tool = text(lab_tool()?);
+        self.exec_within(&[&[tool.as_str()], args].concat(), Duration::from_secs(120))?
+            .json()
+    }
+
+    /// One attempt to connect to `to` ("address:port"); `args` as in `lab-tool connect --help`.
+    pub fn connect(&self, to: &str, args: &[&str]) -> Result<Attempt> {
+        self.connect_many(to, args)?
+            .into_iter()
+            .next()
+            .context("lab-tool connect made no attempt")
+    }
+
+    /// As many attempts as `args` asks for, in order.
+    pub fn connect_many(&self, to: &str, args: &[&str]) -> Result<Vec<Attempt>> {
+        let answer: Attempts = self.tool(&[&["connect", to], args].concat())?;
+        Ok(answer.attempts)
+    }
+
+    /// Starts the traffic tool and leaves it running.
+    pub fn spawn_tool(&self, args: &[&str]) -> Result<Proc> {
+        self.spawn(&[&[text(lab_tool()?).as_str()], args].concat())
+    }
+
+    /// Starts a server here and waits until it listens; `args` as in `lab-tool serve --help`.
+    pub fn serve(&self, args: &[&str]) -> Result<Server> {
+        let mut server = self.spawn_tool(&[&["serve"], args].concat())?;
+        server.wait_for_line("READY", Duration::from_secs(5))?;
+        Ok(Server(server))
+    }
+
+    /// Runs a load generator (`crr`, `rr` or `stream`) against a server.
+    pub fn load(&self, kind: &str, to: &str, args: &[&str]) -> Result<Load> {
+        self.tool(&[&[kind, to], args].concat())
+    }
+}
+
+impl Server {
+    /// Everything the server logged so far.
+    pub fn events(&self) -> Result<Vec<ServerEvent>> {
+        let log = self.0.stdout();
+        let complete = log.rfind('\n').map_or("", |end| &log[..end]);
+        let events = complete.lines().filter(|line| line.starts_with('{'));
+        events
+            .map(|line| {
+                serde_json::from_str(line).with_context(|| format!("not a server event: {line}"))
+            })
+            .collect()
+    }
+
+    /// How many connections the listener has seen.
+    pub fn accepted(&self) -> Result<usize> {
+        Ok(self
+            .events()?
+            .iter()
+            .filter(|event| event.event == "accept")
+            .count())
+    }
+
+    /// How many bytes it has received in all.
+    pub fn received(&self) -> Result<u64> {
+        Ok(self
+            .events()?
+            .iter()
+            .filter(|event| event.event == "bytes")
+            .map(|event| event.count)
+            .sum())
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Proc {
+        &mut self.0
+    }
+}
