@@ -26,14 +26,9 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match fs::read(&object) {
-        Ok(bytes) if bytes.starts_with(b"\x7fELF") => {
-            write(&Path::new(&out).join("enforcer.o"), &bytes)
-        }
+        Ok(bytes) if bytes.starts_with(b"\x7fELF") => write(&Path::new(&out).join("enforcer.o"), &bytes),
         Ok(_) => {
-            println!(
-                "cargo::error={} is no ELF object; run `cargo xtask build`",
-                object.display()
-            );
+            println!("cargo::error={} is no ELF object; run `cargo xtask build`", object.display());
             ExitCode::FAILURE
         }
         Err(error) => {

@@ -22,9 +22,5 @@ pub struct Options {
 /// # Errors
 /// Always, as long as no measurement exists.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    bail!(
-        "no measurement exists yet (asked for quick={}, json={:?})",
-        options.quick,
-        options.json
-    )
+    bail!("no measurement exists yet (asked for quick={}, json={:?})", options.quick, options.json)
 }

@@ -1,5 +1,6 @@
 //! Builds the eBPF object, then the `enforcer` binary that embeds it.
 
+use std::env;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -33,19 +34,35 @@ pub enum Profile {
 /// # Errors
 /// No toolchain for eBPF, or the compiler's own.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let profile = if options.debug {
-        Profile::Debug
-    } else {
-        Profile::Release
-    };
-    step::say(format!(
-        "{}: {} KiB",
-        ebpf()?.display(),
-        size_kib(&workspace::ebpf_object())
-    ));
+    let profile = if options.debug { Profile::Debug } else { Profile::Release };
+    step::say(format!("{}: {} KiB", ebpf()?.display(), size_kib(&workspace::ebpf_object())));
     let binary = enforcer(profile)?;
     step::say(format!("{}: {} KiB", binary.display(), size_kib(&binary)));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Everything that the demo, the tests and the measurements start: the `enforcer` as it ships, and the laboratory's own programs.
+///
+/// If `ENFORCER_BIN` names an enforcer, that one is taken as it is.
+///
+/// # Errors
+/// Something does not build, or `ENFORCER_BIN` names nothing.
+pub fn for_running() -> Result<PathBuf> {
+    let enforcer = match env::var_os("ENFORCER_BIN") {
+        Some(path) => {
+            let path = PathBuf::from(path);
+            if !path.is_file() {
+                bail!("ENFORCER_BIN names {}, which is not there", path.display());
+            }
+            path
+        }
+        None => {
+            ebpf()?;
+            enforcer(Profile::Release)?
+        }
+    };
+    step::run("build the laboratory", workspace::cargo().args(["build", "--locked", "--package", "tests"]))?;
+    Ok(enforcer)
 }
 
 /// Builds the eBPF object.
@@ -55,10 +72,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 pub fn ebpf() -> Result<PathBuf> {
     let directory = workspace::ebpf_crate();
     if !directory.join("Cargo.toml").is_file() {
-        bail!(
-            "{} has no Cargo.toml: this checkout has no eBPF programs",
-            directory.display()
-        );
+        bail!("{} has no Cargo.toml: this checkout has no eBPF programs", directory.display());
     }
     let (toolchain, linker) = toolchain::find()?;
     let mut cargo = toolchain.cargo_for_ebpf(&linker, &directory)?;
@@ -87,24 +101,12 @@ pub fn ebpf() -> Result<PathBuf> {
 /// The compiler's own.
 pub fn enforcer(profile: Profile) -> Result<PathBuf> {
     let mut cargo = workspace::cargo();
-    cargo.args([
-        "build",
-        "--locked",
-        "--package",
-        "enforcer-user",
-        "--bin",
-        "enforcer",
-    ]);
+    cargo.args(["build", "--locked", "--package", "enforcer-user", "--bin", "enforcer"]);
     if profile == Profile::Release {
         cargo.arg("--release");
     }
-    step::run(
-        &format!("build enforcer ({})", profile.directory()),
-        &mut cargo,
-    )?;
-    Ok(workspace::target()
-        .join(profile.directory())
-        .join("enforcer"))
+    step::run(&format!("build enforcer ({})", profile.directory()), &mut cargo)?;
+    Ok(workspace::target().join(profile.directory()).join("enforcer"))
 }
 
 impl Profile {

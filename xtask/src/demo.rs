@@ -21,9 +21,5 @@ pub struct Options {
 /// # Errors
 /// Always, as long as the demonstration does not exist.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    bail!(
-        "the demonstration does not exist yet (asked for json={}, keep={})",
-        options.json,
-        options.keep
-    )
+    bail!("the demonstration does not exist yet (asked for json={}, keep={})", options.json, options.keep)
 }

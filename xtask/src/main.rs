@@ -2,6 +2,8 @@
 //!
 //! `cargo xtask setup` prepares a machine, `cargo xtask demo` shows the product, `cargo xtask test` judges it.
 
+#![forbid(unsafe_code)]
+
 mod bench;
 mod build;
 mod demo;
@@ -13,16 +15,14 @@ mod toolchain;
 mod verifier;
 mod workspace;
 
+use std::env;
 use std::process::ExitCode;
 
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    bin_name = "cargo xtask",
-    about = "The project's own commands"
-)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The project's own commands")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -50,8 +50,8 @@ fn main() -> ExitCode {
         Command::Build(options) => build::run(&options),
         Command::Lint(options) => lint::run(&options),
         Command::Test(options) => test::run(&options),
-        Command::Demo(options) => demo::run(&options),
-        Command::Bench(options) => bench::run(&options),
+        Command::Demo(options) => prepared(|| demo::run(&options)),
+        Command::Bench(options) => prepared(|| bench::run(&options)),
     };
     match outcome {
         Ok(code) => code,
@@ -60,4 +60,22 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs `task` on a machine that is set up, with an `enforcer` that is built and named in `ENFORCER_BIN`.
+///
+/// The laboratory reads that variable from the environment, which only a new process can be given: so we start ourselves once more.
+fn prepared(task: impl FnOnce() -> Result<ExitCode>) -> Result<ExitCode> {
+    if env::var_os("ENFORCER_BIN").is_some() {
+        return task();
+    }
+    setup::run(&setup::Options::default())?;
+    let enforcer = build::for_running()?;
+    let mut again = std::process::Command::new(workspace::own_program()?);
+    let status = again
+        .args(env::args_os().skip(1))
+        .env("ENFORCER_BIN", enforcer)
+        .status()
+        .context("cannot start this program again")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

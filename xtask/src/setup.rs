@@ -26,71 +26,19 @@ struct Tool {
 }
 
 const TOOLS: &[Tool] = &[
-    Tool {
-        command: "ip",
-        package: "iproute2",
-        why: "hosts as network namespaces",
-    },
-    Tool {
-        command: "ping",
-        package: "iputils-ping",
-        why: "reachability in tests",
-    },
-    Tool {
-        command: "nft",
-        package: "nftables",
-        why: "the firewall we are measured against",
-    },
-    Tool {
-        command: "iptables",
-        package: "iptables",
-        why: "packet loss in tests",
-    },
-    Tool {
-        command: "bpftool",
-        package: "bpftool",
-        why: "maps and programs as others see them",
-    },
-    Tool {
-        command: "tcpdump",
-        package: "tcpdump",
-        why: "packets as they are on the wire",
-    },
-    Tool {
-        command: "ps",
-        package: "procps",
-        why: "workloads in tests",
-    },
-    Tool {
-        command: "openssl",
-        package: "openssl",
-        why: "a second opinion on our certificates",
-    },
-    Tool {
-        command: "promtool",
-        package: "prometheus",
-        why: "a second opinion on our metrics",
-    },
-    Tool {
-        command: "hping3",
-        package: "hping3",
-        why: "forged segments",
-    },
-    Tool {
-        command: "curl",
-        package: "curl",
-        why: "metrics by hand",
-    },
-    Tool {
-        command: "cc",
-        package: "gcc",
-        why: "the C parts of ring",
-    },
-    Tool {
-        command: "c++",
-        package: "g++",
-        why: "the C++ library that bpf-linker is linked with",
-    },
+    Tool { command: "ip", package: "iproute2", why: "hosts as network namespaces" },
+    Tool { command: "ping", package: "iputils-ping", why: "reachability in tests" },
+    Tool { command: "nft", package: "nftables", why: "the firewall we are measured against" },
+    Tool { command: "iptables", package: "iptables", why: "packet loss in tests" },
+    Tool { command: "bpftool", package: "bpftool", why: "maps and programs as others see them" },
+    Tool { command: "tcpdump", package: "tcpdump", why: "packets as they are on the wire" },
+    Tool { command: "ps", package: "procps", why: "workloads in tests" },
+    Tool { command: "openssl", package: "openssl", why: "a second opinion on our certificates" },
+    Tool { command: "promtool", package: "prometheus", why: "a second opinion on our metrics" },
+    Tool { command: "hping3", package: "hping3", why: "forged segments" },
+    Tool { command: "curl", package: "curl", why: "metrics by hand" },
+    Tool { command: "cc", package: "gcc", why: "the C parts of ring" },
+    Tool { command: "c++", package: "g++", why: "the C++ library that bpf-linker is linked with" },
 ];
 
 /// Applets that the demo's workloads are made of; Debian's plain `busybox` lacks some.
@@ -105,26 +53,18 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     runtime_tools(options.check)?;
     ebpf_toolchain(options.check)?;
     report_kernel();
-    step::say(
-        "this machine is ready: `cargo xtask demo` shows the product, `cargo xtask test` judges it",
-    );
+    step::say("this machine is ready: `cargo xtask demo` shows the product, `cargo xtask test` judges it");
     Ok(ExitCode::SUCCESS)
 }
 
 fn runtime_tools(check: bool) -> Result<()> {
     let mut missing: BTreeSet<&str> = BTreeSet::new();
-    for tool in TOOLS
-        .iter()
-        .filter(|tool| workspace::executable(tool.command).is_none())
-    {
+    for tool in TOOLS.iter().filter(|tool| workspace::executable(tool.command).is_none()) {
         step::say(format!("missing: {} ({})", tool.command, tool.why));
         missing.insert(tool.package);
     }
     if !busybox_fits() {
-        step::say(format!(
-            "missing: busybox with {} (the demo's workloads)",
-            BUSYBOX_APPLETS.join(", ")
-        ));
+        step::say(format!("missing: busybox with {} (the demo's workloads)", BUSYBOX_APPLETS.join(", ")));
         missing.insert("busybox-static");
     }
     if !Path::new("/usr/lib/python3/dist-packages/scapy").is_dir() {
@@ -135,19 +75,12 @@ fn runtime_tools(check: bool) -> Result<()> {
         step::say(format!("runtime tools: all {} there", TOOLS.len() + 2));
         return Ok(());
     }
-    install(
-        check,
-        "install runtime tools",
-        &missing.into_iter().map(str::to_owned).collect::<Vec<_>>(),
-    )
+    install(check, "install runtime tools", &missing.into_iter().map(str::to_owned).collect::<Vec<_>>())
 }
 
 fn ebpf_toolchain(check: bool) -> Result<()> {
     if let Ok((toolchain, linker)) = toolchain::find() {
-        step::say(format!(
-            "eBPF toolchain: {toolchain}, {}",
-            linker.path.display()
-        ));
+        step::say(format!("eBPF toolchain: {toolchain}, {}", linker.path.display()));
         return Ok(());
     }
     let toolchain = match toolchain::candidates()?.into_iter().find(linkable) {
@@ -177,20 +110,12 @@ fn install_debian_pair(check: bool) -> Result<toolchain::Toolchain> {
         toolchain::OVERRIDE
     );
     if std::env::var_os(toolchain::OVERRIDE).is_some() {
-        bail!(
-            "the toolchain in {} needs an LLVM that is neither installed nor in apt",
-            toolchain::OVERRIDE
-        );
+        bail!("the toolchain in {} needs an LLVM that is neither installed nor in apt", toolchain::OVERRIDE);
     }
     if workspace::executable("apt-get").is_none() {
         bail!("no toolchain that can build eBPF, and no apt-get to install Debian's; {by_hand}");
     }
-    install(
-        check,
-        "install Debian's rustc with sources",
-        &DEBIAN_PAIR.map(str::to_owned),
-    )
-    .context(by_hand.clone())?;
+    install(check, "install Debian's rustc with sources", &DEBIAN_PAIR.map(str::to_owned)).context(by_hand.clone())?;
     toolchain::candidates()?
         .into_iter()
         .find(linkable)
@@ -200,30 +125,16 @@ fn install_debian_pair(check: bool) -> Result<toolchain::Toolchain> {
 fn install_linker(check: bool, toolchain: &toolchain::Toolchain) -> Result<()> {
     let version = toolchain::LINKER_VERSION;
     if check {
-        bail!(
-            "missing: bpf-linker {version} for LLVM {}; run `cargo xtask setup`",
-            toolchain.llvm
-        );
+        bail!("missing: bpf-linker {version} for LLVM {}; run `cargo xtask setup`", toolchain.llvm);
     }
     if llvm_prefix(toolchain.llvm).is_none() {
-        install(
-            check,
-            &format!("install LLVM {}", toolchain.llvm),
-            &llvm_packages(toolchain.llvm),
-        )?;
+        install(check, &format!("install LLVM {}", toolchain.llvm), &llvm_packages(toolchain.llvm))?;
     }
-    let prefix = llvm_prefix(toolchain.llvm).with_context(|| {
-        format!(
-            "LLVM {} is installed but /usr/lib/llvm-{0} has no llvm-config",
-            toolchain.llvm
-        )
-    })?;
+    let prefix = llvm_prefix(toolchain.llvm)
+        .with_context(|| format!("LLVM {} is installed but /usr/lib/llvm-{0} has no llvm-config", toolchain.llvm))?;
     let mut cargo = workspace::cargo();
     // Out of the repository, so that its rust-toolchain and .cargo settings do not apply to a foreign crate.
-    cargo
-        .current_dir("/")
-        .env("LLVM_PREFIX", &prefix)
-        .env_remove("CARGO_TARGET_DIR");
+    cargo.current_dir("/").env("LLVM_PREFIX", &prefix).env_remove("CARGO_TARGET_DIR");
     cargo.args([
         "install",
         "bpf-linker",
@@ -235,10 +146,7 @@ fn install_linker(check: bool, toolchain: &toolchain::Toolchain) -> Result<()> {
         "--features",
     ]);
     cargo.arg(format!("llvm-{}", toolchain.llvm));
-    step::run(
-        &format!("build bpf-linker {version} (about two minutes)"),
-        &mut cargo,
-    )?;
+    step::run(&format!("build bpf-linker {version} (about two minutes)"), &mut cargo)?;
     match toolchain::linker() {
         Some(linker) if linker.reads(toolchain) => Ok(()),
         _ => bail!(
@@ -250,8 +158,8 @@ fn install_linker(check: bool, toolchain: &toolchain::Toolchain) -> Result<()> {
 
 fn llvm_prefix(major: u32) -> Option<String> {
     let prefix = format!("/usr/lib/llvm-{major}");
-    let complete = Path::new(&prefix).join("bin/llvm-config").exists()
-        && Path::new(&prefix).join("lib/libPolly.a").exists();
+    let complete =
+        Path::new(&prefix).join("bin/llvm-config").exists() && Path::new(&prefix).join("lib/libPolly.a").exists();
     complete.then_some(prefix)
 }
 
@@ -261,10 +169,8 @@ fn llvm_packages(major: u32) -> [String; 2] {
 }
 
 fn apt_has(package: &str) -> bool {
-    step::output(Command::new("apt-cache").args(["policy", package])).is_some_and(|text| {
-        text.lines()
-            .any(|line| line.contains("Candidate:") && !line.contains("(none)"))
-    })
+    step::output(Command::new("apt-cache").args(["policy", package]))
+        .is_some_and(|text| text.lines().any(|line| line.contains("Candidate:") && !line.contains("(none)")))
 }
 
 /// Installs Debian packages, or says how to.
@@ -291,12 +197,7 @@ fn install(check: bool, label: &str, packages: &[String]) -> Result<()> {
             error.to_string().lines().next().unwrap_or_default()
         ));
     }
-    step::run(
-        &format!("{label}: {list}"),
-        apt()
-            .args(["install", "-y", "--no-install-recommends"])
-            .args(packages),
-    )
+    step::run(&format!("{label}: {list}"), apt().args(["install", "-y", "--no-install-recommends"]).args(packages))
 }
 
 fn apt() -> Command {
@@ -309,9 +210,7 @@ fn busybox_fits() -> bool {
     let Some(list) = step::output(Command::new("busybox").arg("--list")) else {
         return false;
     };
-    BUSYBOX_APPLETS
-        .iter()
-        .all(|applet| list.lines().any(|line| line == *applet))
+    BUSYBOX_APPLETS.iter().all(|applet| list.lines().any(|line| line == *applet))
 }
 
 /// Tells what the kernel offers. Nothing here is mounted or changed: the enforcer and the tests do that where they need it.
@@ -334,20 +233,10 @@ fn report_kernel() {
         } else {
             "MISSING (the enforcer needs CONFIG_DEBUG_INFO_BTF)"
         },
-        or_not(
-            mounted("cgroup2"),
-            "MISSING (mount -t cgroup2 none /sys/fs/cgroup/unified)"
-        ),
+        or_not(mounted("cgroup2"), "MISSING (mount -t cgroup2 none /sys/fs/cgroup/unified)"),
         or_not(mounted("bpf"), "not mounted (the enforcer mounts it)"),
-        or_not(
-            mounted("securityfs"),
-            "not mounted (only LSM checks need it)"
-        ),
-        if Path::new("/dev/net/tun").exists() {
-            "there"
-        } else {
-            "MISSING (modprobe tun)"
-        },
+        or_not(mounted("securityfs"), "not mounted (only LSM checks need it)"),
+        if Path::new("/dev/net/tun").exists() { "there" } else { "MISSING (modprobe tun)" },
     ));
     if !workspace::is_root() {
         step::say(

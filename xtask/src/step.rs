@@ -29,11 +29,7 @@ pub fn run(label: &str, command: &mut Command) -> Result<()> {
     if status.success() {
         return Ok(());
     }
-    bail!(
-        "{label}: {status}\n{}\n(all of it: {})",
-        tail(&log),
-        log.display()
-    )
+    bail!("{label}: {status}\n{}\n(all of it: {})", tail(&log), log.display())
 }
 
 /// Like [`run`], but a failing command is not an error: its status and its log are the answer.
@@ -57,40 +53,25 @@ pub fn run_logged(label: &str, command: &mut Command) -> Result<(ExitStatus, Pat
             break status;
         }
         if began.elapsed() >= next_beat {
-            say(format!(
-                "{label}: still at it after {:.0} s ({})",
-                began.elapsed().as_secs_f64(),
-                log.display()
-            ));
+            say(format!("{label}: still at it after {:.0} s ({})", began.elapsed().as_secs_f64(), log.display()));
             next_beat += HEARTBEAT;
         }
         thread::sleep(Duration::from_millis(20));
     };
     let word = if status.success() { "done" } else { "FAILED" };
-    say(format!(
-        "{label}: {word} in {:.1} s",
-        began.elapsed().as_secs_f64()
-    ));
+    say(format!("{label}: {word} in {:.1} s", began.elapsed().as_secs_f64()));
     Ok((status, log))
 }
 
 /// What `command` prints on standard output, trimmed; `None` if it cannot be run or fails.
 pub fn output(command: &mut Command) -> Option<String> {
-    let out = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    out.status
-        .success()
-        .then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
+    let out = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    out.status.success().then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
 }
 
 /// The last lines of a log.
 pub fn tail(log: &PathBuf) -> String {
-    let text = fs::read(log)
-        .map(|b| String::from_utf8_lossy(&b).into_owned())
-        .unwrap_or_default();
+    let text = fs::read(log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
 }
@@ -98,9 +79,6 @@ pub fn tail(log: &PathBuf) -> String {
 fn log_file(label: &str) -> Result<PathBuf> {
     let dir = workspace::target().join("xtask-logs");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let name: String = label
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .collect();
+    let name: String = label.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     Ok(dir.join(format!("{name}.log")))
 }

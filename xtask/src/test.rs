@@ -1,11 +1,235 @@
-//! Placeholder while the rest lands.
-use anyhow::{Result, bail};
+//! Runs every test there is and counts them: what was skipped counts as failed.
+//!
+//! Test programs are built once and then started one after the other, so that those which share the machine (network namespaces, pins,
+//! cgroups: package `tests`) never meet. A test that cannot run where it is must fail, or print a line that begins with `SKIPPED`:
+//! both fail the run.
+
+mod outcome;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use std::process::ExitCode;
-/// Options.
+use serde_json::Value;
+
+use self::outcome::{Outcome, Totals};
+use crate::{build, lint, setup, step, workspace};
+
+/// Package whose tests share the machine and therefore run one at a time.
+const SERIAL_PACKAGE: &str = "tests";
+
+/// What to run.
 #[derive(Args)]
-pub struct Options {}
-/// Not there yet.
-pub fn run(_: &Options) -> Result<ExitCode> {
-    bail!("not written yet")
+pub struct Options {
+    /// Only tests whose name contains this; the demo belongs to the name `demo`
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Leave the lints out
+    #[arg(long)]
+    no_lint: bool,
+    /// Minutes after which a test program is taken for stuck and killed
+    #[arg(long, default_value_t = 20, value_name = "MINUTES")]
+    limit: u64,
+}
+
+/// A compiled test program.
+#[derive(Debug)]
+struct Program {
+    package: String,
+    target: String,
+    directory: PathBuf,
+    executable: PathBuf,
+}
+
+/// Prepares, builds, lints and tests; success only if nothing failed and nothing was skipped.
+///
+/// The counts are also left in `target/test-summary`, as `N passed, N failed`.
+///
+/// # Errors
+/// The machine cannot be prepared, or something does not build.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let summary = workspace::target().join("test-summary");
+    let _ = fs::remove_file(&summary);
+    if !workspace::is_root() {
+        bail!(
+            "not root: the end-to-end tests make network namespaces and load eBPF. Run as root, or `cargo test -p policy` and the like for what needs none"
+        );
+    }
+    setup::run(&setup::Options::default())?;
+    let enforcer = build::for_running()?;
+    let mut totals = Totals::default();
+    if !options.no_lint {
+        for check in lint::failures(&lint::Options::default()) {
+            totals.add(format!("lint {check}"), Outcome::failure("see above"));
+        }
+    }
+    let programs = build_tests()?;
+    let limit = Duration::from_secs(options.limit * 60);
+    let filter = options.filter.as_deref();
+    for program in programs.iter().filter(|p| p.package != SERIAL_PACKAGE) {
+        totals.add(program.name(), program.run(&enforcer, filter, limit)?);
+    }
+    totals.add("documentation examples".into(), doc_tests(filter, limit)?);
+    for program in programs.iter().filter(|p| p.package == SERIAL_PACKAGE) {
+        totals.add(program.name(), program.run(&enforcer, filter, limit)?);
+    }
+    if filter.is_none_or(|text| "demo".contains(text)) {
+        totals.add("demo".into(), demo(&enforcer)?);
+    }
+    if totals.count() == 0 {
+        bail!("no test has {:?} in its name", filter.unwrap_or_default());
+    }
+    totals.print();
+    fs::write(&summary, format!("{}\n", totals.line()))
+        .with_context(|| format!("cannot write {}", summary.display()))?;
+    Ok(if totals.good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Builds all test programs of the workspace and finds out where they are.
+fn build_tests() -> Result<Vec<Program>> {
+    let list = workspace::target().join("xtask-logs/test-programs.json");
+    // Standard output is cargo's list of what it built; the shell keeps it apart from the diagnostics, which belong into the log.
+    let mut cargo = Command::new("sh");
+    workspace::clean(&mut cargo);
+    cargo.current_dir(workspace::root()).env("LIST", &list);
+    cargo.args([
+        "-c",
+        "exec cargo test --locked --workspace --no-run --message-format=json-render-diagnostics >\"$LIST\"",
+    ]);
+    step::run("build tests", &mut cargo)?;
+    let text = fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?;
+    let mut programs: Vec<Program> =
+        text.lines().filter_map(|line| program(&serde_json::from_str(line).ok()?)).collect();
+    programs.sort_by_key(Program::name);
+    Ok(programs)
+}
+
+/// The test program that one of cargo's messages tells of, if it does.
+fn program(message: &Value) -> Option<Program> {
+    if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
+        return None;
+    }
+    let directory = PathBuf::from(message["manifest_path"].as_str()?).parent()?.to_path_buf();
+    let package = directory.file_name()?.to_str()?.to_owned();
+    let target = message["target"]["name"].as_str()?.to_owned();
+    Some(Program { package, target, directory, executable: message["executable"].as_str()?.into() })
+}
+
+impl Program {
+    fn name(&self) -> String {
+        format!("{}::{}", self.package, self.target)
+    }
+
+    fn run(&self, enforcer: &PathBuf, filter: Option<&str>, limit: Duration) -> Result<Outcome> {
+        let mut command = Command::new(&self.executable);
+        workspace::clean(&mut command);
+        command.current_dir(&self.directory).env("CARGO_MANIFEST_DIR", &self.directory).env("ENFORCER_BIN", enforcer);
+        command.arg("--show-output").args(filter);
+        let serial = self.package == SERIAL_PACKAGE;
+        if serial {
+            command.arg("--test-threads=1");
+        }
+        watch(&self.name(), &mut command, limit, serial)
+    }
+}
+
+fn doc_tests(filter: Option<&str>, limit: Duration) -> Result<Outcome> {
+    let mut cargo = workspace::cargo();
+    cargo.args(["test", "--locked", "--workspace", "--doc"]);
+    if let Some(filter) = filter {
+        cargo.args(["--", filter]);
+    }
+    watch("documentation examples", &mut cargo, limit, false)
+}
+
+/// Runs one test program to its end, or kills it when its time is up; `live` shows each line as it comes.
+fn watch(name: &str, command: &mut Command, limit: Duration, live: bool) -> Result<Outcome> {
+    let began = Instant::now();
+    if live {
+        step::say(format!("{name} …"));
+    }
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("{name}: cannot start {:?}", command.get_program()))?;
+    let lines = lines_of(&mut child);
+    let mut text = String::new();
+    let mut stuck = false;
+    loop {
+        match lines.recv_timeout(limit.saturating_sub(began.elapsed())) {
+            Ok(line) => {
+                if live && outcome::is_progress(&line) {
+                    step::say(format!("  {line}"));
+                }
+                text.push_str(&line);
+                text.push('\n');
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                stuck = true;
+                child.kill().with_context(|| format!("{name}: cannot be killed"))?;
+                break;
+            }
+        }
+    }
+    let status = child.wait()?;
+    let mut outcome = Outcome::parse(&text, status.success());
+    if stuck {
+        outcome.failed += 1;
+        outcome.notes.push(format!("killed after {} min", limit.as_secs() / 60));
+    }
+    if outcome.total() > 0 {
+        step::say(format!("{name}: {outcome} in {:.1} s", began.elapsed().as_secs_f64()));
+    }
+    if !outcome.good() {
+        let _ = std::io::stderr().write_all(outcome::relevant(&text).as_bytes());
+    }
+    Ok(outcome)
+}
+
+/// Both streams of `child`, line by line, until both are closed.
+fn lines_of(child: &mut Child) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    let streams: [Option<Box<dyn std::io::Read + Send>>; 2] =
+        [child.stdout.take().map(|s| Box::new(s) as _), child.stderr.take().map(|s| Box::new(s) as _)];
+    for stream in streams.into_iter().flatten() {
+        let sender = sender.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+                if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                    break;
+                }
+            }
+        });
+    }
+    receiver
+}
+
+/// Runs the demo as a newcomer does and judges its document, not only its exit code.
+fn demo(enforcer: &PathBuf) -> Result<Outcome> {
+    let began = Instant::now();
+    step::say("demo …");
+    let mut command = Command::new(workspace::own_program()?);
+    workspace::clean(&mut command);
+    let output = command
+        .args(["demo", "--json"])
+        .env("ENFORCER_BIN", enforcer)
+        .stdin(Stdio::null())
+        .output()
+        .context("demo: cannot be started")?;
+    let outcome = outcome::of_demo(&output.stdout, output.status.success());
+    step::say(format!("demo: {outcome} in {:.1} s", began.elapsed().as_secs_f64()));
+    if !outcome.good() {
+        let _ = std::io::stderr().write_all(&output.stderr);
+        let _ = std::io::stderr().write_all(&output.stdout);
+    }
+    Ok(outcome)
 }

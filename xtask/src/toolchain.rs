@@ -46,10 +46,7 @@ pub fn candidates() -> Result<Vec<Toolchain>> {
     if let Some(value) = env::var(OVERRIDE).ok().filter(|v| !v.is_empty()) {
         return Ok(vec![from_override(&value)?]);
     }
-    let mut found: Vec<Toolchain> = rustup_toolchains()
-        .iter()
-        .filter_map(|name| from_rustup(name).ok())
-        .collect();
+    let mut found: Vec<Toolchain> = rustup_toolchains().iter().filter_map(|name| from_rustup(name).ok()).collect();
     found.extend(from_prefix("Debian's rustc", Path::new("/usr")));
     Ok(found)
 }
@@ -59,9 +56,8 @@ pub fn candidates() -> Result<Vec<Toolchain>> {
 /// # Errors
 /// There is none; the error says what to do.
 pub fn find() -> Result<(Toolchain, Linker)> {
-    let linker = linker().with_context(|| {
-        format!("no bpf-linker {LINKER_VERSION} is installed; run `cargo xtask setup`")
-    })?;
+    let linker =
+        linker().with_context(|| format!("no bpf-linker {LINKER_VERSION} is installed; run `cargo xtask setup`"))?;
     let candidates = candidates()?;
     let Some(toolchain) = candidates.iter().find(|t| linker.reads(t)) else {
         bail!(
@@ -70,11 +66,7 @@ pub fn find() -> Result<(Toolchain, Linker)> {
             if candidates.is_empty() {
                 "none".into()
             } else {
-                candidates
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join(", ")
+                candidates.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
             },
         );
     };
@@ -83,18 +75,12 @@ pub fn find() -> Result<(Toolchain, Linker)> {
 
 /// The installed bpf-linker, if its version is the right one.
 pub fn linker() -> Option<Linker> {
-    let candidates = [
-        workspace::executable("bpf-linker"),
-        Some(cargo_home_bin().join("bpf-linker")),
-    ];
+    let candidates = [workspace::executable("bpf-linker"), Some(cargo_home_bin().join("bpf-linker"))];
     candidates
         .into_iter()
         .flatten()
         .find(|path| workspace::is_executable(path) && version_fits(path))
-        .map(|path| Linker {
-            llvm: linked_llvm(&path),
-            path,
-        })
+        .map(|path| Linker { llvm: linked_llvm(&path), path })
 }
 
 /// Where `cargo install` puts executables.
@@ -102,8 +88,7 @@ pub fn cargo_home_bin() -> PathBuf {
     let home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| env::var_os("HOME").map(|h| Path::new(&h).join(".cargo")));
-    home.unwrap_or_else(|| PathBuf::from("/root/.cargo"))
-        .join("bin")
+    home.unwrap_or_else(|| PathBuf::from("/root/.cargo")).join("bin")
 }
 
 impl Linker {
@@ -122,14 +107,8 @@ impl Toolchain {
         let mut path = vec![linker.path.parent().unwrap_or(Path::new("/")).to_path_buf()];
         path.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
         command
-            .env(
-                "PATH",
-                env::join_paths(path).context("PATH cannot be extended")?,
-            )
-            .env(
-                "CARGO_ENCODED_RUSTFLAGS",
-                "-Cdebuginfo=2\x1f-Clink-arg=--btf",
-            )
+            .env("PATH", env::join_paths(path).context("PATH cannot be extended")?)
+            .env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\x1f-Clink-arg=--btf")
             .env_remove("CARGO_TARGET_DIR");
         Ok(command)
     }
@@ -140,27 +119,16 @@ impl Toolchain {
         workspace::clean(&mut command);
         for (key, _) in env::vars_os() {
             let host_only = key.to_str().is_some_and(|k| {
-                k.starts_with("CARGO_BUILD_")
-                    || k.starts_with("CARGO_PROFILE_")
-                    || k.starts_with("CARGO_TARGET_")
+                k.starts_with("CARGO_BUILD_") || k.starts_with("CARGO_PROFILE_") || k.starts_with("CARGO_TARGET_")
             });
             if host_only {
                 command.env_remove(&key);
             }
         }
-        for key in [
-            "RUSTUP_TOOLCHAIN",
-            "RUSTFLAGS",
-            "RUSTDOCFLAGS",
-            "RUSTC_WRAPPER",
-            "RUSTC_WORKSPACE_WRAPPER",
-        ] {
+        for key in ["RUSTUP_TOOLCHAIN", "RUSTFLAGS", "RUSTDOCFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
             command.env_remove(key);
         }
-        command
-            .current_dir(dir)
-            .env("RUSTC", &self.rustc)
-            .env("RUSTC_BOOTSTRAP", "1");
+        command.current_dir(dir).env("RUSTC", &self.rustc).env("RUSTC_BOOTSTRAP", "1");
         command
     }
 }
@@ -173,58 +141,41 @@ impl std::fmt::Display for Toolchain {
 
 fn from_override(value: &str) -> Result<Toolchain> {
     if value.contains('/') {
-        return from_prefix(&format!("{OVERRIDE}={value}"), Path::new(value)).with_context(|| {
-            format!("{OVERRIDE}={value}: no bin/cargo and bin/rustc with rust-src under that path")
-        });
+        return from_prefix(&format!("{OVERRIDE}={value}"), Path::new(value))
+            .with_context(|| format!("{OVERRIDE}={value}: no bin/cargo and bin/rustc with rust-src under that path"));
     }
-    from_rustup(value).with_context(|| format!("{OVERRIDE}={value}: not a usable rustup toolchain (`rustup toolchain list` shows those there are)"))
+    from_rustup(value).with_context(|| {
+        format!("{OVERRIDE}={value}: not a usable rustup toolchain (`rustup toolchain list` shows those there are)")
+    })
 }
 
 fn from_rustup(name: &str) -> Result<Toolchain> {
     let cargo = step::output(Command::new("rustup").args(["which", "--toolchain", name, "cargo"]))
         .context("rustup does not know it")?;
-    let prefix = Path::new(&cargo)
-        .parent()
-        .and_then(Path::parent)
-        .context("rustup's answer has no parent directory")?;
+    let prefix =
+        Path::new(&cargo).parent().and_then(Path::parent).context("rustup's answer has no parent directory")?;
     from_prefix(&format!("rustup's {name}"), prefix)
         .context("it has no rust-src (`rustup component add rust-src --toolchain NAME`)")
 }
 
 fn from_prefix(origin: &str, prefix: &Path) -> Option<Toolchain> {
     let (cargo, rustc) = (prefix.join("bin/cargo"), prefix.join("bin/rustc"));
-    let has_source = prefix
-        .join("lib/rustlib/src/rust/library/core/src/lib.rs")
-        .is_file();
+    let has_source = prefix.join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file();
     if !(has_source && workspace::is_executable(&cargo) && workspace::is_executable(&rustc)) {
         return None;
     }
     let mut command = Command::new(&rustc);
     workspace::clean(&mut command);
     let llvm = llvm_major(&step::output(command.arg("-vV"))?)?;
-    Some(Toolchain {
-        origin: origin.to_owned(),
-        cargo,
-        rustc,
-        llvm,
-    })
+    Some(Toolchain { origin: origin.to_owned(), cargo, rustc, llvm })
 }
 
 /// Names of the installed toolchains, nightlies first: they are what eBPF in Rust is tried with elsewhere.
 fn rustup_toolchains() -> Vec<String> {
     let list = step::output(Command::new("rustup").args(["toolchain", "list"])).unwrap_or_default();
-    let mut names: Vec<String> = list
-        .lines()
-        .filter_map(|line| line.split_whitespace().next())
-        .map(str::to_owned)
-        .collect();
-    names.retain(|name| {
-        rustup_home()
-            .join("toolchains")
-            .join(name)
-            .join("lib/rustlib/src/rust/library/core")
-            .is_dir()
-    });
+    let mut names: Vec<String> =
+        list.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
+    names.retain(|name| rustup_home().join("toolchains").join(name).join("lib/rustlib/src/rust/library/core").is_dir());
     names.sort_by_key(|name| !name.starts_with("nightly"));
     names
 }
@@ -237,9 +188,7 @@ fn rustup_home() -> PathBuf {
 }
 
 fn llvm_major(rustc_version: &str) -> Option<u32> {
-    let line = rustc_version
-        .lines()
-        .find_map(|line| line.strip_prefix("LLVM version: "))?;
+    let line = rustc_version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
     line.split('.').next()?.parse().ok()
 }
 
@@ -251,11 +200,7 @@ fn version_fits(linker: &Path) -> bool {
 fn linked_llvm(linker: &Path) -> Option<u32> {
     let libraries = step::output(Command::new("ldd").arg(linker))?;
     let (_, rest) = libraries.split_once("libLLVM")?;
-    let digits: String = rest
-        .chars()
-        .skip_while(|c| !c.is_ascii_digit())
-        .take_while(char::is_ascii_digit)
-        .collect();
+    let digits: String = rest.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
     digits.parse().ok()
 }
 
@@ -264,29 +209,18 @@ mod tests {
     use super::*;
 
     fn toolchain(llvm: u32) -> Toolchain {
-        Toolchain {
-            origin: "test".into(),
-            cargo: "/bin/false".into(),
-            rustc: "/bin/false".into(),
-            llvm,
-        }
+        Toolchain { origin: "test".into(), cargo: "/bin/false".into(), rustc: "/bin/false".into(), llvm }
     }
 
     #[test]
     fn reads_the_llvm_version_out_of_rustc() {
-        assert_eq!(
-            llvm_major("rustc 1.96.0\nhost: x\nLLVM version: 22.1.8"),
-            Some(22)
-        );
+        assert_eq!(llvm_major("rustc 1.96.0\nhost: x\nLLVM version: 22.1.8"), Some(22));
         assert_eq!(llvm_major("rustc 1.96.0"), None);
     }
 
     #[test]
     fn a_linker_reads_older_bitcode_only() {
-        let linker = |llvm| Linker {
-            path: "/bin/false".into(),
-            llvm,
-        };
+        let linker = |llvm| Linker { path: "/bin/false".into(), llvm };
         assert!(linker(Some(22)).reads(&toolchain(22)));
         assert!(linker(Some(23)).reads(&toolchain(22)));
         assert!(!linker(Some(22)).reads(&toolchain(23)));
@@ -296,10 +230,7 @@ mod tests {
     #[test]
     fn a_wrong_override_is_refused_by_name() {
         let error = format!("{:#}", from_override("/nowhere").unwrap_err());
-        assert!(
-            error.contains("/nowhere") && error.contains(OVERRIDE),
-            "{error}"
-        );
+        assert!(error.contains("/nowhere") && error.contains(OVERRIDE), "{error}");
         let error = format!("{:#}", from_override("no-such-toolchain").unwrap_err());
         assert!(error.contains("no-such-toolchain"), "{error}");
     }
