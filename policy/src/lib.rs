@@ -1,1 +1,24 @@
-//! Tag policies.
+//! Tag policies: who may open a connection to whom.
+//!
+//! Pure computation, no I/O: [`parse`] turns text into the [`model`], [`compile`] turns rules and
+//! identities into port-interval verdicts for the kernel's maps, [`evaluate`] is the slow and
+//! obvious statement of the same semantics that the compiled form is tested against, and
+//! [`explain`] says which rule decided and why the others did not.
+//!
+//! The language and its order of evaluation are described in `docs/policy.md`.
+#![forbid(unsafe_code)]
+
+pub mod compile;
+pub mod evaluate;
+pub mod model;
+pub mod parse;
+
+pub use compile::{
+    Capabilities, CompileError, Compiled, Delta, IdentityId, Interval, PairVerdict, port_key,
+};
+pub use evaluate::{Decision, evaluate};
+pub use model::{
+    Action, Clause, Identity, Location, Namespace, Networks, Operator, PolicyRule, PortRange, Rule,
+    RuleId, Selector, Side, Tags,
+};
+pub use parse::{PolicyError, PolicyErrors, parse_file, parse_files, parse_rule, parse_side};
