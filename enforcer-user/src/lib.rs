@@ -1,1 +1,6 @@
 //! The enforcer agent as a library.
+
+pub mod admin;
+pub mod cli;
+pub mod config;
+pub mod probe;

@@ -1,3 +1,5 @@
 //! Entry point of the `enforcer` binary.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    enforcer_user::cli::main()
+}

@@ -1,0 +1,262 @@
+//! What the agent shows of itself: the JSON of `--json`, stable for scripts. Fields are added, never changed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// `enforcer status`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+pub struct StatusView {
+    /// Programs are attached, policy is loaded, credentials are signed.
+    pub ready: bool,
+    /// The enforcer's name.
+    pub name: String,
+    /// Version of the agent.
+    pub version: String,
+    /// Seconds since the agent started.
+    pub uptime_s: u64,
+    /// Enforced interfaces.
+    pub interfaces: Vec<InterfaceView>,
+    /// Number of PUs.
+    pub pus: u64,
+    /// Number of sessions.
+    pub sessions: u64,
+    /// Number of live flows.
+    pub flows: u64,
+    /// The policy in force.
+    pub policy: PolicyStatus,
+    /// How full the maps are.
+    pub maps: Vec<MapView>,
+    /// What was lost, by name.
+    pub losses: BTreeMap<String, u64>,
+}
+
+/// An enforced interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct InterfaceView {
+    /// Its name.
+    pub name: String,
+    /// How the TC programs are attached: `tcx`, or `off` with the error.
+    pub tc: String,
+    /// How the XDP shield is attached: `native`, `generic` or `off`.
+    pub xdp: String,
+    /// Why so.
+    pub xdp_reason: String,
+}
+
+/// The policy in force, in short.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct PolicyStatus {
+    /// Counts up with every change.
+    pub generation: u32,
+    /// Number of rules.
+    pub rules: u64,
+    /// Number of files.
+    pub files: u64,
+    /// Why the files as they are now are not in force, if so.
+    pub error: Option<String>,
+}
+
+/// A map and its fill.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct MapView {
+    /// Its name.
+    pub name: String,
+    /// Entries in use.
+    pub entries: u64,
+    /// Entries there can be.
+    pub max: u64,
+}
+
+/// `enforcer pus`: a PU.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct PuView {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Values by key.
+    pub tags: BTreeMap<String, Vec<String>>,
+    /// `cgroup:PATH` or `interface:NAME`.
+    pub target: String,
+    /// Index in the kernel's maps.
+    pub index: u32,
+    /// Handle by which peers know it.
+    pub handle: u16,
+    /// Identity (namespace and tags) as numbered on this host.
+    pub identity: u32,
+    /// Size of its credential in bytes, 0 if it has none.
+    pub credential_bytes: u64,
+    /// Seconds until its Trust Profile expires.
+    pub credential_expires_s: Option<i64>,
+    /// Why it has no credential, if so.
+    pub error: Option<String>,
+}
+
+/// `enforcer peers`: an enforcer met.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct PeerView {
+    /// Its id.
+    pub enforcer: String,
+    /// Where it was met, `ip` or `ip:port`.
+    pub addresses: Vec<String>,
+    /// Sessions with it.
+    pub sessions: Vec<SessionView>,
+    /// Its PUs that were verified.
+    pub pus: Vec<PeerPuView>,
+}
+
+/// A session with a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct SessionView {
+    /// Index this enforcer chose.
+    pub index: u32,
+    /// Index the peer chose, 0 until it is known.
+    pub peer_index: u32,
+    /// Seconds until it expires.
+    pub expires_s: i64,
+}
+
+/// A verified PU of a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct PeerPuView {
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Values by key.
+    pub tags: BTreeMap<String, Vec<String>>,
+    /// Its handle.
+    pub handle: u16,
+    /// Seconds until its Trust Profile expires.
+    pub expires_s: i64,
+}
+
+/// `enforcer flows`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+pub struct FlowsView {
+    /// Live flows.
+    pub flows: Vec<FlowView>,
+    /// Live flows there are, those beyond the limit included.
+    pub total: u64,
+    /// Recent records, newest last.
+    pub records: Vec<RecordView>,
+}
+
+/// A live flow.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct FlowView {
+    /// `client` or `server`: which end is here.
+    pub role: String,
+    /// Address and port of the PU's end.
+    pub local: String,
+    /// Address and port of the peer's end.
+    pub remote: String,
+    /// `tcp`, …
+    pub proto: String,
+    /// Name of the PU.
+    pub pu: String,
+    /// `enforcer/pu` of the peer, or the external network; empty if unknown.
+    pub peer: String,
+    /// `syn_sent`, `syn_received`, `confirming`, `established` or `cut`.
+    pub state: String,
+    /// Rule that allowed it, `policy/rule`.
+    pub rule: String,
+    /// Observed rule that would decide otherwise, or empty.
+    pub observed_rule: String,
+    /// `hello`, `resume`, `external` or `none`.
+    pub path: String,
+    /// Why it was cut; `allowed` while it lives.
+    pub reason: String,
+    /// Policy generation it was judged under.
+    pub generation: u32,
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Packets received.
+    pub packets_in: u64,
+    /// Packets sent.
+    pub packets_out: u64,
+    /// Smoothed round-trip time in microseconds, 0 if unknown.
+    pub rtt_us: u32,
+    /// Microseconds since its first packet.
+    pub age_us: u64,
+    /// Microseconds since its last packet.
+    pub idle_us: u64,
+}
+
+/// Something that happened to a connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct RecordView {
+    /// When, RFC 3339 with microseconds, UTC.
+    pub time: String,
+    /// `deny`, `start`, `end` or `cut`.
+    pub event: String,
+    /// `client` or `server`: which end is here.
+    pub role: String,
+    /// Address and port of the PU's end.
+    pub local: String,
+    /// Address and port of the peer's end.
+    pub remote: String,
+    /// `tcp`, …
+    pub proto: String,
+    /// Name of the PU.
+    pub pu: String,
+    /// `enforcer/pu` of the peer, or the external network; empty if unknown.
+    pub peer: String,
+    /// `allow` or `deny`.
+    pub verdict: String,
+    /// Rule that decided, `policy/rule`; empty for none.
+    pub rule: String,
+    /// Observed rule that would decide otherwise, or empty.
+    pub observed_rule: String,
+    /// Name of the reason (`enforcer reasons`).
+    pub reason: String,
+    /// `hello`, `resume`, `external` or `none`.
+    pub path: String,
+    /// The peer gave the reason.
+    pub peer_reason: bool,
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Packets received.
+    pub packets_in: u64,
+    /// Packets sent.
+    pub packets_out: u64,
+    /// Smoothed round-trip time in microseconds, 0 if unknown.
+    pub rtt_us: u32,
+    /// Microseconds from the flow's first packet to this event, 0 if there was no flow.
+    pub micros: u64,
+}
+
+/// `enforcer policy show`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct PolicyView {
+    /// Counts up with every change.
+    pub generation: u32,
+    /// The files in force.
+    pub files: Vec<String>,
+    /// Why the files as they are now are not in force, if so.
+    pub error: Option<String>,
+    /// The rules, in order.
+    pub rules: Vec<RuleView>,
+}
+
+/// A rule in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct RuleView {
+    /// `policy/rule`.
+    pub name: String,
+    /// Namespace it applies to.
+    pub namespace: String,
+    /// The rule as one line.
+    pub text: String,
+    /// `FILE:LINE` it stands at.
+    pub source: String,
+    /// It only reports.
+    pub observe: bool,
+}

@@ -1,0 +1,169 @@
+//! The arguments.
+
+use std::{collections::BTreeSet, ffi::OsString, path::PathBuf};
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{DEFAULT_FILE, DEFAULT_SOCKET};
+
+/// Identity-based zero-trust enforcement: the host agent and its command line.
+#[derive(Debug, Parser)]
+#[command(name = "enforcer", version, max_term_width = 100)]
+pub(super) struct Args {
+    /// The agent's admin socket.
+    #[arg(long, global = true, value_name = "PATH", env = "ENFORCER_SOCKET", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Print JSON instead of text.
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the agent.
+    Run {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Check a configuration file; with --json, print what would be in force.
+    CheckConfig {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Run a command as a PU.
+    ///
+    /// The command runs in a cgroup of its own. Signals are passed on to it. The PU lives until its last process has
+    /// ended, those that went to the background included. Exits with the command's code; 128+n if signal n killed it;
+    /// 125 if the PU could not be made, 126 if the command cannot be run, 127 if it does not exist.
+    Exec(ExecArgs),
+    /// Make something that already runs a PU, or end that.
+    Pu {
+        #[command(subcommand)]
+        command: PuCommand,
+    },
+    /// How the agent fares.
+    Status,
+    /// Every PU of this host.
+    Pus,
+    /// Every enforcer met, with its sessions and PUs.
+    Peers {
+        /// Forget this enforcer, or all of them, so that the next contact is a first contact.
+        #[arg(long, value_name = "ENFORCER", num_args = 0..=1, default_missing_value = "")]
+        forget: Option<String>,
+    },
+    /// Live flows and recent records.
+    Flows(FlowsArgs),
+    /// Every reason for which something is refused, what it means and what to do.
+    Reasons,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ConfigArg {
+    /// The configuration file.
+    #[arg(long = "config", value_name = "FILE", default_value = DEFAULT_FILE)]
+    pub file: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct PuArgs {
+    /// A tag of the Trust Profile; may be given many times, a key also.
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = tag)]
+    pub tags: Vec<(String, String)>,
+    /// Name for people and records.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Namespace, such as /acme/prod; the configured one if left out.
+    #[arg(long)]
+    pub namespace: Option<String>,
+}
+
+impl PuArgs {
+    pub fn tag_set(&self) -> BTreeSet<(String, String)> {
+        self.tags.iter().cloned().collect()
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ExecArgs {
+    #[command(flatten)]
+    pub pu: PuArgs,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PuCommand {
+    /// Make a cgroup, or what is behind an interface, a PU.
+    Add {
+        #[command(flatten)]
+        pu: PuArgs,
+        #[command(flatten)]
+        target: TargetArgs,
+    },
+    /// It is no longer a PU; its processes become unmanaged.
+    Rm {
+        /// Its id or name (`enforcer pus`).
+        pu: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct TargetArgs {
+    /// A cgroup v2 directory, with all below it.
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+    /// The host's end of a veth.
+    #[arg(long, value_name = "NAME")]
+    pub interface: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct FlowsArgs {
+    /// Print records as they come, until interrupted; with --json one object a line.
+    #[arg(long)]
+    pub follow: bool,
+    /// Most live flows to print.
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub limit: usize,
+}
+
+fn tag(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.into(), value.into())),
+        _ => Err("expected KEY=VALUE, such as app=web".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definition_is_sound() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_tags_value_may_hold_an_equals_sign() {
+        assert_eq!(tag("a=b=c"), Ok(("a".into(), "b=c".into())));
+        for wrong in ["", "a", "=b", "a="] {
+            assert!(tag(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn forget_takes_a_name_or_none() {
+        let forget = |line: &str| match Args::try_parse_from(line.split(' ')).expect("parses").command {
+            Command::Peers { forget } => forget,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(forget("enforcer peers"), None);
+        assert_eq!(forget("enforcer peers --forget"), Some(String::new()));
+        assert_eq!(forget("enforcer peers --forget h2"), Some("h2".into()));
+    }
+}

@@ -1,0 +1,51 @@
+//! The command line: arguments in, tables or JSON out.
+//!
+//! Exit codes: 0 success; 1 the command failed, or `doctor` misses something needed; 2 wrong usage; 3 the agent cannot
+//! be reached; 4 the configuration is invalid. `exec` exits with its command's code, 128+n if signal n killed it, 125 if
+//! the PU could not be made, 126 if the command cannot be run, 127 if it does not exist.
+
+mod args;
+mod check_config;
+mod exec;
+mod failure;
+mod output;
+mod pu;
+mod reasons;
+mod run;
+mod show;
+mod text;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+use failure::Failure;
+use output::Output;
+
+pub use reasons::as_markdown as reasons_as_markdown;
+
+/// Runs the command line and reports failures on standard error.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    match dispatch(args) {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn dispatch(args: Args) -> Result<ExitCode, Failure> {
+    let mut out = Output::new(args.json);
+    let socket = args.socket;
+    match args.command {
+        Command::Run { config } => run::run(&config.file),
+        Command::CheckConfig { config } => check_config::run(&config.file, &mut out),
+        Command::Exec(exec) => exec::run(&socket, exec),
+        Command::Pu { command } => pu::run(&socket, command, &mut out),
+        Command::Status => show::status(&socket, &mut out),
+        Command::Pus => show::pus(&socket, &mut out),
+        Command::Peers { forget } => show::peers(&socket, forget, &mut out),
+        Command::Flows(flows) => show::flows(&socket, flows, &mut out),
+        Command::Reasons => reasons::run(&mut out),
+    }
+}

@@ -1,0 +1,3 @@
+//! What this kernel and host can do.
+
+pub mod mounts;
