@@ -1,0 +1,194 @@
+//! Frames the enforcer makes: stripped, completed, and resets.
+
+use common::{
+    Addr,
+    drop_reason::Reason,
+    flow::FlowKey,
+    is_v4,
+    wire::{self, DENY, MacKey, OPTION_LEN, OptionBytes, Transcript},
+};
+
+use super::frame::{ACK, ETH_LEN, Frame, RST};
+
+/// The frame without its payload, checksums complete. Our option stays.
+pub fn strip(frame: &Frame<'_>) -> Vec<u8> {
+    finished(frame.bytes()[..frame.payload_offset()].to_vec(), frame.is_v6(), frame.tcp_offset())
+}
+
+/// The frame as it is, checksums complete.
+pub fn complete(frame: &Frame<'_>) -> Vec<u8> {
+    finished(frame.bytes().to_vec(), frame.is_v6(), frame.tcp_offset())
+}
+
+/// A session in which a DENY can be proven.
+#[derive(Clone, Copy, Debug)]
+pub struct DenyProof<'a> {
+    /// Key of packets this enforcer sends.
+    pub key: &'a MacKey,
+    /// Index the receiver of the DENY chose.
+    pub peer_index: u32,
+}
+
+/// The answer that refuses a SYN or SYN-ACK: RST|ACK with DENY, toward its sender.
+///
+/// Without `proof` the DENY is informational: index and MAC are 0.
+pub fn deny(frame: &Frame<'_>, reason: Reason, proof: Option<DenyProof<'_>>) -> Vec<u8> {
+    // Numbers fit seven bits, which a test in `common` holds.
+    let number = reason as u16 as u8;
+    let option = match proof {
+        Some(DenyProof { key, peer_index }) if peer_index != 0 => {
+            let transcript = Transcript { sender_isn: 0, peer_isn: frame.seq(), peer_handle: 0 };
+            wire::sealed(key, DENY, number, 0, peer_index, &transcript)
+        }
+        _ => OptionBytes::new(DENY, number, 0, 0, 0),
+    };
+    let mut link = [0; 12];
+    link[..6].copy_from_slice(&frame.bytes()[6..12]);
+    link[6..].copy_from_slice(&frame.bytes()[..6]);
+    segment(&Segment {
+        link,
+        source: frame.destination(),
+        destination: frame.source(),
+        source_port: frame.destination_port(),
+        destination_port: frame.source_port(),
+        // RFC 9293 section 3.10.7.2: without ACK the sequence number is zero and the SYN is acknowledged. Payload is
+        // not: the sender's stack never sent any.
+        seq: if frame.flags() & ACK != 0 { frame.ack() } else { 0 },
+        ack: frame.seq().wrapping_add(1),
+        option: Some(option),
+    })
+}
+
+/// The reset that ends the connection attempt at the receiver of a refused SYN-ACK, as if its sender had refused:
+/// in SYN_SENT the acknowledgement makes it acceptable.
+pub fn reset_receiver(frame: &Frame<'_>) -> Vec<u8> {
+    let mut link = [0; 12];
+    link.copy_from_slice(&frame.bytes()[..12]);
+    segment(&Segment {
+        link,
+        source: frame.source(),
+        destination: frame.destination(),
+        source_port: frame.source_port(),
+        destination_port: frame.destination_port(),
+        seq: frame.seq(),
+        ack: frame.ack(),
+        option: None,
+    })
+}
+
+/// Which end of a flow a reset goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Toward {
+    /// The PU of this host; the reset seems to come from the peer.
+    Local,
+    /// The peer.
+    Remote,
+}
+
+/// A reset that cuts a flow: RST|ACK without option. `seq` is the next sequence number the receiver expects, `ack`
+/// the last it sent plus one. Link-layer addresses are zero.
+pub fn reset_flow(key: &FlowKey, toward: Toward, seq: u32, ack: u32) -> Vec<u8> {
+    let (local, remote) = ((key.local, key.local_port), (key.remote, key.remote_port));
+    let (source, destination) = match toward {
+        Toward::Local => (remote, local),
+        Toward::Remote => (local, remote),
+    };
+    segment(&Segment {
+        link: [0; 12],
+        source: source.0,
+        destination: destination.0,
+        source_port: source.1,
+        destination_port: destination.1,
+        seq,
+        ack,
+        option: None,
+    })
+}
+
+struct Segment {
+    // Destination, then source.
+    link: [u8; 12],
+    source: Addr,
+    destination: Addr,
+    source_port: u16,
+    destination_port: u16,
+    seq: u32,
+    ack: u32,
+    option: Option<OptionBytes>,
+}
+
+fn segment(segment: &Segment) -> Vec<u8> {
+    const TTL: u8 = 64;
+    const TCP: u8 = 6;
+    let v6 = !(is_v4(&segment.source) && is_v4(&segment.destination));
+    let mut bytes = segment.link.to_vec();
+    let words = |addr: &Addr| addr.map(u32::to_ne_bytes).concat();
+    if v6 {
+        bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, TCP, TTL]);
+        bytes.extend(words(&segment.source));
+        bytes.extend(words(&segment.destination));
+    } else {
+        // Don't fragment; then the identification may be zero (RFC 6864).
+        bytes.extend([0x08, 0x00, 0x45, 0, 0, 0, 0, 0, 0x40, 0, TTL, TCP, 0, 0]);
+        bytes.extend(&words(&segment.source)[12..]);
+        bytes.extend(&words(&segment.destination)[12..]);
+    }
+    let tcp = bytes.len();
+    let header_len = 20 + if segment.option.is_some() { OPTION_LEN } else { 0 };
+    bytes.extend(segment.source_port.to_be_bytes());
+    bytes.extend(segment.destination_port.to_be_bytes());
+    bytes.extend(segment.seq.to_be_bytes());
+    bytes.extend(segment.ack.to_be_bytes());
+    bytes.extend([(header_len as u8 / 4) << 4, RST | ACK, 0, 0, 0, 0, 0, 0]);
+    if let Some(option) = &segment.option {
+        bytes.extend(option_bytes(option));
+    }
+    finished(bytes, v6, tcp)
+}
+
+/// The option as it stands in the packet.
+pub(super) fn option_bytes(option: &OptionBytes) -> Vec<u8> {
+    let mut bytes = vec![option.kind, option.len];
+    bytes.extend(option.exid);
+    bytes.extend([option.version_type, option.flags]);
+    bytes.extend(option.handle);
+    bytes.extend(option.index);
+    bytes.extend(option.mac);
+    bytes
+}
+
+/// Writes lengths and checksums of a frame whose headers are in place.
+pub(super) fn finished(mut bytes: Vec<u8>, v6: bool, tcp: usize) -> Vec<u8> {
+    let ip = ETH_LEN;
+    // Every caller's frame is at most as long as one that was parsed.
+    let tcp_len = (bytes.len() - tcp) as u16;
+    let addresses = if v6 {
+        let payload = (bytes.len() - ip - 40) as u16;
+        bytes[ip + 4..ip + 6].copy_from_slice(&payload.to_be_bytes());
+        ip + 8..ip + 40
+    } else {
+        let total = (bytes.len() - ip) as u16;
+        bytes[ip + 2..ip + 4].copy_from_slice(&total.to_be_bytes());
+        bytes[ip + 10..ip + 12].fill(0);
+        let sum = fold(sum(&bytes[ip..tcp]));
+        bytes[ip + 10..ip + 12].copy_from_slice(&sum.to_be_bytes());
+        ip + 12..ip + 20
+    };
+    bytes[tcp + 16..tcp + 18].fill(0);
+    let pseudo = sum(&bytes[addresses]) + 6 + u32::from(tcp_len);
+    let sum = fold(pseudo + sum(&bytes[tcp..]));
+    bytes[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
+    bytes
+}
+
+/// One's complement sum (RFC 1071), not folded; at most 64 KiB, so that it cannot overflow.
+pub(super) fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))).sum()
+}
+
+fn fold(mut sum: u32) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
