@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -51,40 +52,37 @@ struct Flows {
     records: Vec<Record>,
 }
 
-/// The `enforcer` under test: `ENFORCER_BIN`, or the one built beside the running program.
+static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
+
+/// Names the `enforcer` to use from now on, before `ENFORCER_BIN` and any that was built. The first call holds.
+pub fn use_enforcer(path: PathBuf) {
+    CHOSEN.get_or_init(|| path);
+}
+
+/// The `enforcer` under test: the one chosen, or `ENFORCER_BIN`, or the one built beside the running program.
 pub fn enforcer_binary() -> Result<PathBuf> {
-    built_binary("enforcer", "ENFORCER_BIN", "cargo xtask build")
+    match CHOSEN.get() {
+        Some(path) => Ok(path.clone()),
+        None => built_binary("enforcer", "ENFORCER_BIN", "cargo xtask build"),
+    }
 }
 
 /// A program of this workspace: from the environment, or from the target directory this process came from.
 pub(crate) fn built_binary(name: &str, variable: &str, remedy: &str) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
         let path = PathBuf::from(path);
-        ensure!(
-            path.is_file(),
-            "{variable} names {}, which is not there",
-            path.display()
-        );
+        ensure!(path.is_file(), "{variable} names {}, which is not there", path.display());
         return Ok(path);
     }
     let own = std::env::current_exe().context("cannot tell where this program is")?;
     // Tests run from target/<profile>/deps, programs from target/<profile>.
-    let near = own
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|directory| directory.join(name));
-    let target = own
-        .ancestors()
-        .find(|directory| directory.ends_with("target"));
-    let other = target
-        .into_iter()
-        .flat_map(|target| ["release", "debug"].map(|profile| target.join(profile).join(name)));
+    let near = own.ancestors().skip(1).take(2).map(|directory| directory.join(name));
+    let target = own.ancestors().find(|directory| directory.ends_with("target"));
+    let other =
+        target.into_iter().flat_map(|target| ["release", "debug"].map(|profile| target.join(profile).join(name)));
     near.chain(other)
         .find(|path| path.is_file())
-        .with_context(|| {
-            format!("there is no {name} yet; build it with `{remedy}`, or set {variable}")
-        })
+        .with_context(|| format!("there is no {name} yet; build it with `{remedy}`, or set {variable}"))
 }
 
 impl Host {
@@ -105,25 +103,14 @@ impl Host {
         let deadline = Instant::now() + Duration::from_secs(15);
         loop {
             let status = self.enforcer(&["status", "--json"])?;
-            if serde_json::from_str::<serde_json::Value>(&status.stdout)
-                .is_ok_and(|answer| answer["ready"] == true)
-            {
+            if serde_json::from_str::<serde_json::Value>(&status.stdout).is_ok_and(|answer| answer["ready"] == true) {
                 break;
             }
             if let Some(ended) = process.wait(Duration::ZERO)? {
-                bail!(
-                    "the enforcer of {} ended ({ended}):\n{}",
-                    self.name(),
-                    process.stderr()
-                );
+                bail!("the enforcer of {} ended ({ended}):\n{}", self.name(), process.stderr());
             }
             if Instant::now() > deadline {
-                bail!(
-                    "the enforcer of {} is not ready: {}{}",
-                    self.name(),
-                    status.stderr,
-                    process.stderr()
-                );
+                bail!("the enforcer of {} is not ready: {}{}", self.name(), status.stderr, process.stderr());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -138,10 +125,7 @@ impl Host {
 
     /// Ends the enforcer with SIGKILL, as a crash would.
     pub fn kill9_enforcer(&self) -> Result<()> {
-        let mut process = self
-            .enforcer_slot()
-            .take()
-            .with_context(|| format!("{} runs no enforcer", self.name()))?;
+        let mut process = self.enforcer_slot().take().with_context(|| format!("{} runs no enforcer", self.name()))?;
         process.kill9()
     }
 
@@ -152,10 +136,7 @@ impl Host {
 
     /// What the enforcer logged since it was last started.
     pub fn enforcer_log(&self) -> String {
-        self.enforcer_slot()
-            .as_ref()
-            .map(crate::Proc::stderr)
-            .unwrap_or_default()
+        self.enforcer_slot().as_ref().map(crate::Proc::stderr).unwrap_or_default()
     }
 
     /// Runs `enforcer ARGS --socket <the host's>` on the host.
@@ -179,15 +160,7 @@ impl Host {
             self.enforcer_json(&["flows"])?
         } else {
             let (binary, config) = (text(enforcer_binary()?), text(self.enforcer_config()));
-            self.exec(&[
-                binary.as_str(),
-                "flows",
-                "--offline",
-                "--config",
-                &config,
-                "--json",
-            ])?
-            .json()?
+            self.exec(&[binary.as_str(), "flows", "--offline", "--config", &config, "--json"])?.json()?
         };
         Ok(flows.records)
     }
@@ -204,15 +177,10 @@ impl Host {
 
     /// Writes the configuration without starting anything.
     pub fn write_enforcer_config(&self, overrides: &str) -> Result<()> {
-        let mut config: Table =
-            toml::from_str(&self.default_config()?).context("the lab's own configuration")?;
-        lay_over(
-            &mut config,
-            toml::from_str(overrides).with_context(|| format!("not TOML: {overrides}"))?,
-        );
+        let mut config: Table = toml::from_str(&self.default_config()?).context("the lab's own configuration")?;
+        lay_over(&mut config, toml::from_str(overrides).with_context(|| format!("not TOML: {overrides}"))?);
         let path = self.enforcer_config();
-        fs::write(&path, toml::to_string(&config)?)
-            .with_context(|| format!("cannot write {}", path.display()))
+        fs::write(&path, toml::to_string(&config)?).with_context(|| format!("cannot write {}", path.display()))
     }
 
     fn default_config(&self) -> Result<String> {
@@ -258,25 +226,15 @@ impl Host {
             call_enforcer(&["ca", "init", "--dir", &directory])?;
         }
         if !self.directory().join(format!("{name}.crt")).exists() {
-            call_enforcer(&[
-                "ca", "issue", "--dir", &directory, "--name", &name, "--out", &out,
-            ])?;
+            call_enforcer(&["ca", "issue", "--dir", &directory, "--name", &name, "--out", &out])?;
         }
         Ok(ca.join("ca.crt"))
     }
 }
 
 fn call_enforcer(args: &[&str]) -> Result<()> {
-    let output = Command::new(enforcer_binary()?)
-        .args(args)
-        .output()
-        .context("cannot run the enforcer")?;
-    ensure!(
-        output.status.success(),
-        "enforcer {}: {}",
-        args.join(" "),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = Command::new(enforcer_binary()?).args(args).output().context("cannot run the enforcer")?;
+    ensure!(output.status.success(), "enforcer {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 
@@ -302,10 +260,7 @@ mod tests {
     #[test]
     fn overrides_change_what_they_name_and_nothing_else() {
         let mut base: Table = toml::from_str("a = 1\n[t]\nx = 1\ny = 2").expect("base");
-        lay_over(
-            &mut base,
-            toml::from_str("t.y = 3\nb = 4").expect("overrides"),
-        );
+        lay_over(&mut base, toml::from_str("t.y = 3\nb = 4").expect("overrides"));
         let expected: Table = toml::from_str("a = 1\nb = 4\n[t]\nx = 1\ny = 3").expect("expected");
         assert_eq!(base, expected);
     }

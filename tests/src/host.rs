@@ -36,21 +36,9 @@ pub struct Capture {
 }
 
 impl Host {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        name: &str,
-        place: Place,
-        v4: Ipv4Addr,
-        v6: Ipv6Addr,
-    ) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, name: &str, place: Place, v4: Ipv4Addr, v6: Ipv6Addr) -> Self {
         let (addresses, enforcer) = (Mutex::new((v4, v6)), Mutex::new(None));
-        Self(Arc::new(Inner {
-            name: name.to_owned(),
-            shared,
-            place,
-            addresses,
-            enforcer,
-        }))
+        Self(Arc::new(Inner { name: name.to_owned(), shared, place, addresses, enforcer }))
     }
 
     /// The host's name within its lab.
@@ -109,10 +97,7 @@ impl Host {
     pub fn swap_ips(&self, other: &Self) -> Result<()> {
         let (ours, theirs) = (self.addresses(), other.addresses());
         for host in [self, other] {
-            host.0
-                .place
-                .netns
-                .ip("addr flush dev eth0 scope global\n")?;
+            host.0.place.netns.ip("addr flush dev eth0 scope global\n")?;
         }
         self.move_ip(theirs.0, theirs.1)?;
         other.move_ip(ours.0, ours.1)
@@ -122,10 +107,7 @@ impl Host {
     ///
     /// The packets are dropped on the switch, behind both hosts' enforcers, as a real network would.
     pub fn set_loss(&self, percent: f64) -> Result<()> {
-        ensure!(
-            (0.0..=100.0).contains(&percent),
-            "a loss of {percent} % cannot be"
-        );
+        ensure!((0.0..=100.0).contains(&percent), "a loss of {percent} % cannot be");
         let switch = &self.0.shared.switch;
         let port = format!("p-{}", self.0.name);
         let chain = format!("LOSS-{}", self.0.name);
@@ -158,22 +140,8 @@ impl Host {
 
     /// Starts to capture packets of an interface that match a tcpdump filter, as they are on the wire.
     pub fn capture(&self, interface: &str, filter: &str) -> Result<Capture> {
-        let file = self
-            .directory()
-            .join(format!("capture-{}.pcap", self.capture_number()));
-        let mut args = vec![
-            "tcpdump",
-            "-Z",
-            "root",
-            "--immediate-mode",
-            "-U",
-            "-n",
-            "-s",
-            "0",
-            "-i",
-            interface,
-            "-w",
-        ];
+        let file = self.directory().join(format!("capture-{}.pcap", self.capture_number()));
+        let mut args = vec!["tcpdump", "-Z", "root", "--immediate-mode", "-U", "-n", "-s", "0", "-i", interface, "-w"];
         let path = file.to_string_lossy();
         args.push(&path);
         args.extend(filter.split_whitespace());
@@ -195,20 +163,12 @@ impl Host {
     }
 
     pub(crate) fn enforcer_slot(&self) -> std::sync::MutexGuard<'_, Option<Proc>> {
-        self.0
-            .enforcer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.0.enforcer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn capture_number(&self) -> usize {
-        let files = std::fs::read_dir(self.directory())
-            .into_iter()
-            .flatten()
-            .flatten();
-        files
-            .filter(|file| file.file_name().to_string_lossy().starts_with("capture-"))
-            .count()
+        let files = std::fs::read_dir(self.directory()).into_iter().flatten().flatten();
+        files.filter(|file| file.file_name().to_string_lossy().starts_with("capture-")).count()
     }
 
     fn addresses(&self) -> (Ipv4Addr, Ipv6Addr) {
@@ -216,10 +176,7 @@ impl Host {
     }
 
     fn lock_addresses(&self) -> std::sync::MutexGuard<'_, (Ipv4Addr, Ipv6Addr)> {
-        self.0
-            .addresses
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -237,27 +194,18 @@ impl Capture {
         // What was on the wire a moment ago is still on its way through tcpdump.
         std::thread::sleep(Duration::from_millis(50));
         self.tcpdump.signal(Signal::SIGINT)?;
-        ensure!(
-            self.tcpdump.wait(Duration::from_secs(5))?.is_some(),
-            "tcpdump does not end"
-        );
-        let bytes = std::fs::read(&self.file)
-            .with_context(|| format!("cannot read {}", self.file.display()))?;
+        ensure!(self.tcpdump.wait(Duration::from_secs(5))?.is_some(), "tcpdump does not end");
+        let bytes = std::fs::read(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
         Ok((frames(&bytes)?, self.file))
     }
 }
 
 /// Splits a pcap file (draft-ietf-opsawg-pcap) in this machine's byte order into frames.
 fn frames(file: &[u8]) -> Result<Vec<Vec<u8>>> {
-    let mut rest = file
-        .get(24..)
-        .context("a pcap file shorter than its header")?;
+    let mut rest = file.get(24..).context("a pcap file shorter than its header")?;
     let mut frames = Vec::new();
     while !rest.is_empty() {
-        let length = rest
-            .get(8..12)
-            .and_then(|bytes| bytes.try_into().ok())
-            .map(u32::from_ne_bytes);
+        let length = rest.get(8..12).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
         let end = 16 + length.context("a pcap file cut short")? as usize;
         frames.push(rest.get(16..end).context("a pcap file cut short")?.to_vec());
         rest = &rest[end..];
@@ -266,8 +214,5 @@ fn frames(file: &[u8]) -> Result<Vec<Vec<u8>>> {
 }
 
 fn change_addresses(v4: Ipv4Addr, v6: Ipv6Addr) -> String {
-    format!(
-        "addr flush dev eth0 scope global\n{}",
-        add_addresses(v4.into(), v6.into())
-    )
+    format!("addr flush dev eth0 scope global\n{}", add_addresses(v4.into(), v6.into()))
 }

@@ -55,8 +55,7 @@ impl Lab {
         let run = run::begin(name)?;
         let made = switch(&run, options.mtu).and_then(|switch| {
             let cgroup = run::cgroup_root(&run)?;
-            fs::create_dir(&cgroup)
-                .with_context(|| format!("cannot make the cgroup {}", cgroup.display()))?;
+            fs::create_dir(&cgroup).with_context(|| format!("cannot make the cgroup {}", cgroup.display()))?;
             Ok(switch)
         });
         match made {
@@ -94,21 +93,11 @@ impl Lab {
         let cgroup = run::cgroup_root(&shared.run)?.join(name);
         let logs = shared.directory.join(name);
         for directory in [&cgroup, &logs] {
-            fs::create_dir(directory)
-                .with_context(|| format!("cannot make {}", directory.display()))?;
+            fs::create_dir(directory).with_context(|| format!("cannot make {}", directory.display()))?;
         }
-        shared
-            .namespaces
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(netns.clone());
+        shared.namespaces.lock().unwrap_or_else(PoisonError::into_inner).push(netns.clone());
         *count = number;
-        let place = Place {
-            netns,
-            cgroup,
-            logs,
-            keep: shared.keep.clone(),
-        };
+        let place = Place { netns, cgroup, logs, keep: shared.keep.clone() };
         Ok(Host::new(shared.clone(), name, place, v4, v6))
     }
 
@@ -156,10 +145,7 @@ impl Shared {
 
     /// Makes every host forget which link address an IP address had.
     pub(crate) fn forget_neighbours(&self) -> Result<()> {
-        let namespaces = self
-            .namespaces
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let namespaces = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
         for netns in namespaces.iter() {
             for family in ["-4", "-6"] {
                 netns.command("ip", &[family, "neigh", "flush", "all"])?;
@@ -170,10 +156,7 @@ impl Shared {
 }
 
 fn addresses(number: u8) -> (Ipv4Addr, Ipv6Addr) {
-    (
-        Ipv4Addr::new(10, 77, 0, number),
-        Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number.into()),
-    )
+    (Ipv4Addr::new(10, 77, 0, number), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number.into()))
 }
 
 fn switch(run: &str, mtu: u32) -> Result<Netns> {
@@ -210,10 +193,7 @@ fn wire(shared: &Shared, netns: &Netns, host: &str, v4: Ipv4Addr, v6: Ipv6Addr) 
         netns.sysctl(&format!("net/ipv6/conf/{interface}/accept_dad"), "0")?;
     }
     netns.sysctl("net/ipv4/ip_local_port_range", "10000 65535")?;
-    netns.ip(&format!(
-        "link set lo up\n{}link set eth0 up\n",
-        add_addresses(v4.into(), v6.into())
-    ))
+    netns.ip(&format!("link set lo up\n{}link set eth0 up\n", add_addresses(v4.into(), v6.into())))
 }
 
 /// `ip` commands that give `eth0` two addresses, usable at once.

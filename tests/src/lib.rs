@@ -24,13 +24,12 @@ mod process;
 mod run;
 pub mod tool;
 mod traffic;
+mod workload;
 
 pub use cgroup::cgroup2_mount;
-pub use enforcer::{Record, enforcer_binary};
+pub use enforcer::{Record, enforcer_binary, use_enforcer};
 pub use host::{Capture, Host};
 pub use lab::{Lab, Options};
 pub use process::{Output, Place, Proc};
 pub use traffic::{Attempt, Load, Outcome, Server, ServerEvent, lab_tool};
 pub use workload::Workload;
-
-mod workload;

@@ -21,12 +21,8 @@ impl Netns {
     pub(crate) fn create(name: &str) -> Result<Self> {
         run(Command::new("ip").args(["netns", "add", name]), None)?;
         let path = path_of(name);
-        let handle =
-            File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Self {
-            name: name.to_owned(),
-            handle,
-        })
+        let handle = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self { name: name.to_owned(), handle })
     }
 
     /// Runs `work` on a thread of its own that has entered the namespace.
@@ -34,9 +30,8 @@ impl Netns {
         std::thread::scope(|scope| {
             scope
                 .spawn(|| {
-                    setns(&self.handle, CloneFlags::CLONE_NEWNET).with_context(|| {
-                        format!("cannot enter the network namespace {}", self.name)
-                    })?;
+                    setns(&self.handle, CloneFlags::CLONE_NEWNET)
+                        .with_context(|| format!("cannot enter the network namespace {}", self.name))?;
                     work()
                 })
                 .join()
@@ -82,25 +77,15 @@ pub(crate) fn path_of(name: &str) -> PathBuf {
 }
 
 fn run(command: &mut Command, input: Option<&str>) -> Result<()> {
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot start {command:?}"))?;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(input.unwrap_or_default().as_bytes()).ok();
     }
     let output = child.wait_with_output()?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!(
-            "{command:?} failed ({}): {} {}",
-            output.status,
-            said.trim(),
-            input.unwrap_or_default()
-        );
+        bail!("{command:?} failed ({}): {} {}", output.status, said.trim(), input.unwrap_or_default());
     }
     Ok(())
 }

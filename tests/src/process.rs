@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -53,10 +53,7 @@ pub struct Proc {
 impl Place {
     /// The same namespace, another cgroup.
     pub fn in_cgroup(&self, cgroup: &Path) -> Self {
-        Self {
-            cgroup: cgroup.to_owned(),
-            ..self.clone()
-        }
+        Self { cgroup: cgroup.to_owned(), ..self.clone() }
     }
 
     /// The cgroup that processes of this place are put into.
@@ -64,16 +61,28 @@ impl Place {
         &self.cgroup
     }
 
+    /// Waits until somebody listens on a TCP port of this place's network namespace.
+    pub fn wait_for_listener(&self, port: u16, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let tables = self.netns.enter(|| {
+                let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"));
+                Ok(read("tcp")? + &read("tcp6")?)
+            })?;
+            if tables.lines().any(|line| is_listener(line, port)) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "nobody listens on port {port} of {} after {limit:?}", self.netns.name);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// A command that, once spawned, finds itself in this place before its program starts.
     pub fn command<S: AsRef<str>>(&self, args: &[S]) -> Result<Command> {
-        let Some((program, rest)) = args.split_first() else {
-            bail!("an empty command line")
-        };
+        let Some((program, rest)) = args.split_first() else { bail!("an empty command line") };
         let procs = self.cgroup.join("cgroup.procs");
-        let procs = OpenOptions::new()
-            .write(true)
-            .open(&procs)
-            .with_context(|| format!("cannot open {}", procs.display()))?;
+        let procs =
+            OpenOptions::new().write(true).open(&procs).with_context(|| format!("cannot open {}", procs.display()))?;
         let netns = self.netns.clone();
         let mut command = Command::new(program.as_ref());
         command.args(rest.iter().map(AsRef::as_ref));
@@ -98,13 +107,8 @@ impl Place {
     pub fn exec_within<S: AsRef<str>>(&self, args: &[S], limit: Duration) -> Result<Output> {
         let line = command_line(args);
         let mut command = self.command(args)?;
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("cannot start: {line}"))?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot start: {line}"))?;
         let stdout = read_in_background(child.stdout.take());
         let stderr = read_in_background(child.stderr.take());
         let status = wait_within(&mut child, limit)?;
@@ -116,21 +120,14 @@ impl Place {
         let collect = |from: mpsc::Receiver<Vec<u8>>| {
             let mut bytes = Vec::new();
             let deadline = Instant::now() + Duration::from_secs(1);
-            while let Ok(part) =
-                from.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            {
+            while let Ok(part) = from.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 bytes.extend(part);
             }
             String::from_utf8_lossy(&bytes).into_owned()
         };
         let (stdout, stderr) = (collect(stdout), collect(stderr));
         match status {
-            Some(status) => Ok(Output {
-                command: line,
-                status,
-                stdout,
-                stderr,
-            }),
+            Some(status) => Ok(Output { command: line, status, stdout, stderr }),
             None => bail!("still running after {limit:?}: {line}\n{stderr}{stdout}"),
         }
     }
@@ -139,56 +136,27 @@ impl Place {
     pub fn spawn<S: AsRef<str>>(&self, args: &[S]) -> Result<Proc> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let line = command_line(args);
-        let program = args
-            .first()
-            .map_or("", AsRef::as_ref)
-            .rsplit('/')
-            .next()
-            .unwrap_or_default();
-        let base = self.logs.join(format!(
-            "{program}-{}",
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        ));
+        let program = args.first().map_or("", AsRef::as_ref).rsplit('/').next().unwrap_or_default();
+        let base = self.logs.join(format!("{program}-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
         let (stdout, stderr) = (base.with_extension("out"), base.with_extension("err"));
-        let create = |path: &Path| {
-            File::create(path).with_context(|| format!("cannot make {}", path.display()))
-        };
+        let create = |path: &Path| File::create(path).with_context(|| format!("cannot make {}", path.display()));
         let mut command = self.command(args)?;
-        command
-            .stdin(Stdio::null())
-            .stdout(create(&stdout)?)
-            .stderr(create(&stderr)?);
-        let child = command
-            .spawn()
-            .with_context(|| format!("cannot start: {line}"))?;
-        Ok(Proc {
-            child,
-            command: line,
-            stdout,
-            stderr,
-            keep: self.keep.clone(),
-        })
+        command.stdin(Stdio::null()).stdout(create(&stdout)?).stderr(create(&stderr)?);
+        let child = command.spawn().with_context(|| format!("cannot start: {line}"))?;
+        Ok(Proc { child, command: line, stdout, stderr, keep: self.keep.clone() })
     }
 }
 
 impl Output {
     /// The exit code; 128 + signal for a process that was killed, as in a shell.
     pub fn code(&self) -> i32 {
-        self.status
-            .code()
-            .unwrap_or_else(|| 128 + self.status.signal().unwrap_or_default())
+        self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or_default())
     }
 
     /// Standard output, if the process succeeded; otherwise an error with everything it said.
     pub fn ok(&self) -> Result<&str> {
         if !self.status.success() {
-            bail!(
-                "{} failed with {}:\n{}{}",
-                self.command,
-                self.code(),
-                self.stderr,
-                self.stdout
-            );
+            bail!("{} failed with {}:\n{}{}", self.command, self.code(), self.stderr, self.stdout);
         }
         Ok(&self.stdout)
     }
@@ -196,12 +164,8 @@ impl Output {
     /// Standard output of a process that succeeded, as JSON.
     pub fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
         let text = self.ok()?;
-        serde_json::from_str(text).with_context(|| {
-            format!(
-                "{} did not print the JSON expected: {text}{}",
-                self.command, self.stderr
-            )
-        })
+        serde_json::from_str(text)
+            .with_context(|| format!("{} did not print the JSON expected: {text}{}", self.command, self.stderr))
     }
 }
 
@@ -242,18 +206,10 @@ impl Proc {
                 return Ok(line.to_owned());
             }
             if let Some(status) = ended {
-                bail!(
-                    "{} ended ({status}) before it printed {start}:\n{}{stdout}",
-                    self.command,
-                    self.stderr()
-                );
+                bail!("{} ended ({status}) before it printed {start}:\n{}{stdout}", self.command, self.stderr());
             }
             if Instant::now() > deadline {
-                bail!(
-                    "{} did not print {start} within {limit:?}:\n{}{stdout}",
-                    self.command,
-                    self.stderr()
-                );
+                bail!("{} did not print {start} within {limit:?}:\n{}{stdout}", self.command, self.stderr());
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -261,10 +217,7 @@ impl Proc {
 
     /// SIGKILL, and reap.
     pub fn kill9(&mut self) -> Result<()> {
-        self.child
-            .kill()
-            .and_then(|()| self.child.wait())
-            .with_context(|| format!("cannot kill {}", self.command))?;
+        self.child.kill().and_then(|()| self.child.wait()).with_context(|| format!("cannot kill {}", self.command))?;
         Ok(())
     }
 }
@@ -279,6 +232,13 @@ impl Drop for Proc {
             let _ = self.kill9();
         }
     }
+}
+
+/// Whether a line of /proc/net/tcp (proc(5)) is a socket in state LISTEN (0A) on this port.
+fn is_listener(line: &str, port: u16) -> bool {
+    let mut fields = line.split_whitespace().skip(1);
+    let (local, state) = (fields.next().unwrap_or_default(), fields.nth(1));
+    local.ends_with(&format!(":{port:04X}")) && state == Some("0A")
 }
 
 fn wait_within(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {

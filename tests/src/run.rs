@@ -21,21 +21,13 @@ pub(crate) fn begin(name: &str) -> Result<String> {
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric()),
         "a lab's name is letters and digits only, not {name:?}"
     );
-    ensure!(
-        nix::unistd::geteuid().is_root(),
-        "a lab makes network namespaces and cgroups: run it as root"
-    );
+    ensure!(nix::unistd::geteuid().is_root(), "a lab makes network namespaces and cgroups: run it as root");
     clean_up_when_interrupted();
-    let run = format!(
-        "{name}-{}-{}",
-        std::process::id(),
-        COUNT.fetch_add(1, Ordering::Relaxed)
-    );
+    let run = format!("{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
     lock(&LIVE).push(run.clone());
     sweep_dead_runs();
     let directory = directory(&run);
-    fs::create_dir_all(&directory)
-        .with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     fs::write(directory.join(OWNER), own_mark()?)?;
     Ok(run)
 }
@@ -48,16 +40,12 @@ pub(crate) fn end(run: &str) -> Result<()> {
     }
     for name in names_in("/sys/fs/bpf", run) {
         let path = Path::new("/sys/fs/bpf").join(name);
-        result = result.and(
-            fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display())),
-        );
+        result = result.and(fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display())));
     }
     let directory = directory(run);
     if directory.exists() {
-        result = result.and(
-            fs::remove_dir_all(&directory)
-                .with_context(|| format!("cannot remove {}", directory.display())),
-        );
+        result = result
+            .and(fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display())));
     }
     forget(run);
     result
@@ -90,9 +78,7 @@ pub(crate) fn bpffs(run: &str, host: &str) -> PathBuf {
 
 fn names_in(directory: &str, run: &str) -> Vec<String> {
     let ours = [format!("{PREFIX}{run}-"), format!("enforcer-{run}-")];
-    entries(directory)
-        .filter(|name| ours.iter().any(|start| name.starts_with(start)))
-        .collect()
+    entries(directory).filter(|name| ours.iter().any(|start| name.starts_with(start))).collect()
 }
 
 fn entries(directory: impl AsRef<Path>) -> impl Iterator<Item = String> {
@@ -119,10 +105,7 @@ fn sweep_dead_runs() {
 /// Process id and start time: ids alone come back.
 fn own_mark() -> Result<String> {
     let pid = std::process::id();
-    Ok(format!(
-        "{pid} {}",
-        start_time(pid).context("cannot read this process's start time")?
-    ))
+    Ok(format!("{pid} {}", start_time(pid).context("cannot read this process's start time")?))
 }
 
 fn is_alive(mark: &str) -> bool {
@@ -136,11 +119,7 @@ fn is_alive(mark: &str) -> bool {
 fn start_time(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command name, in brackets, may hold spaces; the start time is field 22 of proc(5), the 20th behind it.
-    stat.rsplit(')')
-        .next()?
-        .split_whitespace()
-        .nth(19)
-        .map(str::to_owned)
+    stat.rsplit(')').next()?.split_whitespace().nth(19).map(str::to_owned)
 }
 
 fn clean_up_when_interrupted() {
@@ -149,10 +128,7 @@ fn clean_up_when_interrupted() {
         let Ok((reader, writer)) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC) else {
             return;
         };
-        WAKE.store(
-            std::os::fd::IntoRawFd::into_raw_fd(writer),
-            Ordering::Relaxed,
-        );
+        WAKE.store(std::os::fd::IntoRawFd::into_raw_fd(writer), Ordering::Relaxed);
         for interrupt in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
             // SAFETY: the handler only loads an atomic and calls write(2), both async-signal-safe.
             let _ = unsafe { signal(interrupt, SigHandler::Handler(wake)) };
@@ -179,9 +155,7 @@ extern "C" fn wake(number: libc::c_int) {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -92,27 +92,19 @@ pub(crate) struct Attempts {
 
 /// The traffic tool: `LAB_TOOL_BIN`, or the one built beside the running program.
 pub fn lab_tool() -> Result<PathBuf> {
-    built_binary(
-        "lab-tool",
-        "LAB_TOOL_BIN",
-        "cargo build --package tests --bin lab-tool",
-    )
+    built_binary("lab-tool", "LAB_TOOL_BIN", "cargo build --package tests --bin lab-tool")
 }
 
 impl Place {
     /// Runs the traffic tool here and returns what it printed, as JSON.
     pub fn tool<T: serde::de::DeserializeOwned>(&self, args: &[&str]) -> Result<T> {
         let tool = text(lab_tool()?);
-        self.exec_within(&[&[tool.as_str()], args].concat(), Duration::from_secs(120))?
-            .json()
+        self.exec_within(&[&[tool.as_str()], args].concat(), Duration::from_secs(120))?.json()
     }
 
     /// One attempt to connect to `to` ("address:port"); `args` as in `lab-tool connect --help`.
     pub fn connect(&self, to: &str, args: &[&str]) -> Result<Attempt> {
-        self.connect_many(to, args)?
-            .into_iter()
-            .next()
-            .context("lab-tool connect made no attempt")
+        self.connect_many(to, args)?.into_iter().next().context("lab-tool connect made no attempt")
     }
 
     /// As many attempts as `args` asks for, in order.
@@ -145,30 +137,17 @@ impl Server {
         let log = self.0.stdout();
         let complete = log.rfind('\n').map_or("", |end| &log[..end]);
         let events = complete.lines().filter(|line| line.starts_with('{'));
-        events
-            .map(|line| {
-                serde_json::from_str(line).with_context(|| format!("not a server event: {line}"))
-            })
-            .collect()
+        events.map(|line| serde_json::from_str(line).with_context(|| format!("not a server event: {line}"))).collect()
     }
 
     /// How many connections the listener has seen.
     pub fn accepted(&self) -> Result<usize> {
-        Ok(self
-            .events()?
-            .iter()
-            .filter(|event| event.event == "accept")
-            .count())
+        Ok(self.events()?.iter().filter(|event| event.event == "accept").count())
     }
 
     /// How many bytes it has received in all.
     pub fn received(&self) -> Result<u64> {
-        Ok(self
-            .events()?
-            .iter()
-            .filter(|event| event.event == "bytes")
-            .map(|event| event.count)
-            .sum())
+        Ok(self.events()?.iter().filter(|event| event.event == "bytes").map(|event| event.count).sum())
     }
 
     /// The process.

@@ -27,25 +27,19 @@ pub struct Workload {
 impl Host {
     /// A PU made by `enforcer exec`: one process stays in it, and others can be put beside it.
     pub fn workload(&self, name: &str, tags: &[&str]) -> Result<Workload> {
-        let command = ["/bin/sh", "-c", "echo pid $$; exec sleep infinity"];
-        let mut resident = self.spawn(&self.as_pu(name, tags, &command)?)?;
+        self.workload_running(name, tags, &["sleep", "infinity"])
+    }
+
+    /// A PU made by `enforcer exec` of this command, beside which others can be put.
+    pub fn workload_running(&self, name: &str, tags: &[&str], command: &[&str]) -> Result<Workload> {
+        let shell = ["/bin/sh", "-c", "echo pid $$; exec \"$@\"", "sh"];
+        let mut resident = self.spawn(&self.as_pu(name, tags, &[&shell, command].concat())?)?;
         let line = resident.wait_for_line("pid ", Duration::from_secs(10))?;
-        let pid = line["pid ".len()..]
-            .trim()
-            .parse()
-            .with_context(|| format!("not a process id: {line}"))?;
+        let pid = line["pid ".len()..].trim().parse().with_context(|| format!("not a process id: {line}"))?;
         let cgroup = cgroup::of_process(pid)?;
-        ensure!(
-            cgroup != self.cgroup(),
-            "`enforcer exec` left {name} in its host's own cgroup"
-        );
+        ensure!(cgroup != self.cgroup(), "`enforcer exec` left {name} in its host's own cgroup");
         let place = self.in_cgroup(&cgroup);
-        Ok(Workload {
-            name: name.to_owned(),
-            host: self.clone(),
-            place,
-            _resident: Some(resident),
-        })
+        Ok(Workload { name: name.to_owned(), host: self.clone(), place, _resident: Some(resident) })
     }
 
     /// A PU made of a cgroup that exists already, by `enforcer pu add --cgroup`.
@@ -53,10 +47,7 @@ impl Host {
         let workload = self.plain_workload(name)?;
         let cgroup = text(workload.cgroup().to_owned());
         let tags = tags.iter().flat_map(|tag| ["--tag", tag]);
-        let args: Vec<_> = ["pu", "add", "--cgroup", &cgroup, "--name", name]
-            .into_iter()
-            .chain(tags)
-            .collect();
+        let args: Vec<_> = ["pu", "add", "--cgroup", &cgroup, "--name", name].into_iter().chain(tags).collect();
         self.enforcer(&args)?.ok()?;
         Ok(workload)
     }
@@ -64,15 +55,9 @@ impl Host {
     /// A cgroup of its own, and nothing else: for hosts without an enforcer.
     pub fn plain_workload(&self, name: &str) -> Result<Workload> {
         let cgroup = self.cgroup().join(name);
-        fs::create_dir(&cgroup)
-            .with_context(|| format!("cannot make the cgroup {}", cgroup.display()))?;
+        fs::create_dir(&cgroup).with_context(|| format!("cannot make the cgroup {}", cgroup.display()))?;
         let place = self.in_cgroup(&cgroup);
-        Ok(Workload {
-            name: name.to_owned(),
-            host: self.clone(),
-            place,
-            _resident: None,
-        })
+        Ok(Workload { name: name.to_owned(), host: self.clone(), place, _resident: None })
     }
 
     /// The command line that runs `command` as a PU by `enforcer exec`.
@@ -80,11 +65,7 @@ impl Host {
         let (binary, socket) = (text(enforcer_binary()?), text(self.enforcer_socket()));
         let tags = tags.iter().flat_map(|tag| ["--tag", tag]);
         let start = [binary.as_str(), "exec", "--socket", &socket, "--name", name];
-        let line = start
-            .into_iter()
-            .chain(tags)
-            .chain(["--"])
-            .chain(command.iter().copied());
+        let line = start.into_iter().chain(tags).chain(["--"]).chain(command.iter().copied());
         Ok(line.map(str::to_owned).collect())
     }
 }

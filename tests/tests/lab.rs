@@ -15,27 +15,15 @@ fn bare_hosts_talk_in_both_families() -> Result<()> {
     let server = b.serve(&["--listen", "[::]:8020"])?;
     for to in [b.socket_v4(8020), b.socket_v6(8020)] {
         let attempt = a.connect(&to, &["--payload", "ping"])?;
-        assert_eq!(
-            (attempt.outcome, attempt.reply.as_str()),
-            (Outcome::Ok, "ping"),
-            "{to}"
-        );
+        assert_eq!((attempt.outcome, attempt.reply.as_str()), (Outcome::Ok, "ping"), "{to}");
         assert_eq!(attempt.remote, to);
     }
     assert_eq!(server.accepted()?, 2);
     assert_eq!(server.received()?, 8);
     for to in [b.socket_v4(8021), b.socket_v6(8021)] {
         let attempt = a.connect(&to, &[])?;
-        assert_eq!(
-            (attempt.outcome, attempt.errno),
-            (Outcome::Refused, 111),
-            "{to}"
-        );
-        assert!(
-            !attempt.local.ends_with(":0"),
-            "the local port is known even so: {}",
-            attempt.local
-        );
+        assert_eq!((attempt.outcome, attempt.errno), (Outcome::Refused, 111), "{to}");
+        assert!(!attempt.local.ends_with(":0"), "the local port is known even so: {}", attempt.local);
     }
     let nobody = a.connect("10.77.0.99:80", &["--timeout", "200"])?;
     assert_eq!(nobody.outcome, Outcome::Timeout);
@@ -50,12 +38,7 @@ fn a_host_is_made_within_300_milliseconds() -> Result<()> {
         let begin = Instant::now();
         lab.host(name).map(|_| begin.elapsed())
     });
-    let fastest = times
-        .into_iter()
-        .collect::<Result<Vec<_>>>()?
-        .into_iter()
-        .min()
-        .context("no host")?;
+    let fastest = times.into_iter().collect::<Result<Vec<_>>>()?.into_iter().min().context("no host")?;
     assert!(fastest < Duration::from_millis(300), "{fastest:?}");
     Ok(())
 }
@@ -64,10 +47,7 @@ fn a_host_is_made_within_300_milliseconds() -> Result<()> {
 fn addresses_swap_and_move_at_once() -> Result<()> {
     let lab = Lab::new("swap")?;
     let (a, b, c) = (lab.host("a")?, lab.host("b")?, lab.host("c")?);
-    let (at_b, at_c) = (
-        b.serve(&["--listen", "[::]:80"])?,
-        c.serve(&["--listen", "[::]:80"])?,
-    );
+    let (at_b, at_c) = (b.serve(&["--listen", "[::]:80"])?, c.serve(&["--listen", "[::]:80"])?);
     let before = [b.socket_v4(80), b.socket_v6(80)];
     for to in &before {
         assert_eq!(a.connect(to, &[])?.outcome, Outcome::Ok);
@@ -75,24 +55,13 @@ fn addresses_swap_and_move_at_once() -> Result<()> {
     b.swap_ips(&c)?;
     assert_eq!([c.socket_v4(80), c.socket_v6(80)], before);
     for to in &before {
-        assert_eq!(
-            a.connect(to, &["--timeout", "500"])?.outcome,
-            Outcome::Ok,
-            "{to}"
-        );
+        assert_eq!(a.connect(to, &["--timeout", "500"])?.outcome, Outcome::Ok, "{to}");
     }
     assert_eq!((at_b.accepted()?, at_c.accepted()?), (2, 2));
-    let (v4, v6) = (
-        Ipv4Addr::new(10, 77, 0, 200),
-        Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 200),
-    );
+    let (v4, v6) = (Ipv4Addr::new(10, 77, 0, 200), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 200));
     b.move_ip(v4, v6)?;
     for ip in b.ips() {
-        assert_eq!(
-            a.connect(&(ip, 80).into_socket(), &[])?.outcome,
-            Outcome::Ok,
-            "{ip}"
-        );
+        assert_eq!(a.connect(&(ip, 80).into_socket(), &[])?.outcome, Outcome::Ok, "{ip}");
     }
     assert_eq!(at_b.accepted()?, 4);
     Ok(())
@@ -105,27 +74,15 @@ fn loss_loses_and_ends() -> Result<()> {
     let _server = b.serve(&["--listen", "[::]:80"])?;
     for to in [b.socket_v4(80), b.socket_v6(80)] {
         a.set_loss(100.0)?;
-        assert_eq!(
-            a.connect(&to, &["--timeout", "100"])?.outcome,
-            Outcome::Timeout,
-            "{to}"
-        );
+        assert_eq!(a.connect(&to, &["--timeout", "100"])?.outcome, Outcome::Timeout, "{to}");
         a.set_loss(30.0)?;
         let attempts = a.connect_many(&to, &["--count", "40", "--timeout", "15"])?;
-        let made = attempts
-            .iter()
-            .filter(|attempt| attempt.outcome == Outcome::Ok)
-            .count();
+        let made = attempts.iter().filter(|attempt| attempt.outcome == Outcome::Ok).count();
         // 0.7 each way; fewer than 4 or all 40 by chance are both below one in a million.
         assert!((4..40).contains(&made), "{made} of 40 to {to}");
         a.set_loss(0.0)?;
         let attempts = a.connect_many(&to, &["--count", "40", "--timeout", "500"])?;
-        assert!(
-            attempts
-                .iter()
-                .all(|attempt| attempt.outcome == Outcome::Ok),
-            "{to}"
-        );
+        assert!(attempts.iter().all(|attempt| attempt.outcome == Outcome::Ok), "{to}");
     }
     Ok(())
 }
@@ -153,10 +110,7 @@ fn raw_segments_are_answered() -> Result<()> {
         let report: serde_json::Value = a.tool(&[&["raw", "--to", &to][..], &options].concat())?;
         assert_eq!(report["sent"], 1, "{report}");
         assert_eq!(report["answers"][0]["flags"], "SA", "{report}");
-        assert_eq!(
-            report["answers"][0]["ack"], 42,
-            "payload on a SYN is not acknowledged: {report}"
-        );
+        assert_eq!(report["answers"][0]["ack"], 42, "payload on a SYN is not acknowledged: {report}");
     }
     Ok(())
 }
@@ -168,11 +122,7 @@ fn loads_are_measured() -> Result<()> {
     let _echo = b.serve(&["--listen", "[::]:80", "--quiet"])?;
     let _sink = b.serve(&["--listen", "[::]:81", "--quiet", "--reply", "sink"])?;
     for (kind, port, extra) in [("crr", 80, "1"), ("rr", 80, "2"), ("stream", 81, "4")] {
-        let load = a.load(
-            kind,
-            &b.socket_v4(port),
-            &["--seconds", "0.3", "--parallel", extra],
-        )?;
+        let load = a.load(kind, &b.socket_v4(port), &["--seconds", "0.3", "--parallel", extra])?;
         assert_eq!((load.kind.as_str(), load.failed), (kind, 0));
         assert!(load.rate > 100.0, "{load:?}");
     }
@@ -188,17 +138,8 @@ fn held_connections_report_their_end() -> Result<()> {
     let ready = hold.wait_for_line("READY", Duration::from_secs(2))?;
     assert_eq!(ready, r#"READY {"open":5,"failed":0}"#);
     server.process().kill9()?;
-    assert!(
-        hold.wait(Duration::from_secs(3))?.is_some(),
-        "hold leaves once nothing is open"
-    );
-    assert_eq!(
-        hold.stdout()
-            .lines()
-            .filter(|line| line.contains("ended"))
-            .count(),
-        5
-    );
+    assert!(hold.wait(Duration::from_secs(3))?.is_some(), "hold leaves once nothing is open");
+    assert_eq!(hold.stdout().lines().filter(|line| line.contains("ended")).count(), 5);
     Ok(())
 }
 
@@ -227,21 +168,9 @@ fn a_lab_leaves_nothing_behind() -> Result<()> {
 
 /// Every name on the machine that carries the run's.
 fn traces(run: &str) -> Result<BTreeSet<String>> {
-    let places = [
-        "/run/netns".into(),
-        "/sys/fs/bpf".into(),
-        std::env::temp_dir(),
-        cgroup2_mount()?,
-    ];
-    let entries = places
-        .into_iter()
-        .flat_map(fs::read_dir)
-        .flatten()
-        .flatten();
-    Ok(entries
-        .map(|entry| entry.path().to_string_lossy().into_owned())
-        .filter(|path| path.contains(run))
-        .collect())
+    let places = ["/run/netns".into(), "/sys/fs/bpf".into(), std::env::temp_dir(), cgroup2_mount()?];
+    let entries = places.into_iter().flat_map(fs::read_dir).flatten().flatten();
+    Ok(entries.map(|entry| entry.path().to_string_lossy().into_owned()).filter(|path| path.contains(run)).collect())
 }
 
 trait IntoSocket {

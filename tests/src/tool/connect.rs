@@ -88,21 +88,14 @@ impl Connect {
     }
 
     /// Sends what is to be sent and reads until as much came back, or, with HTTP, until the end.
-    fn talk(
-        &self,
-        mut stream: &TcpStream,
-        deadline: Instant,
-        reply: &mut Vec<u8>,
-    ) -> Result<(), Errno> {
+    fn talk(&self, mut stream: &TcpStream, deadline: Instant, reply: &mut Vec<u8>) -> Result<(), Errno> {
         let request = match (&self.payload, &self.http) {
             (Some(payload), _) => payload.clone(),
             (None, Some(path)) => format!("GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", self.to),
             (None, None) => String::new(),
         };
         // Requests are short: they fit a fresh socket's buffer.
-        stream
-            .write_all(request.as_bytes())
-            .map_err(|error| socket::errno(&error))?;
+        stream.write_all(request.as_bytes()).map_err(|error| socket::errno(&error))?;
         let mut buffer = [0; 16 * 1024];
         while self.expects_reply() {
             if !socket::wait(stream, PollFlags::POLLIN, deadline)? {

@@ -41,27 +41,16 @@ impl Hold {
     pub(crate) fn run(self) -> Result<()> {
         let timeout = Duration::from_millis(self.timeout);
         let attempts = (0..self.count).map(|_| socket::connected(self.to, timeout));
-        let mut open: Vec<(usize, TcpStream)> =
-            attempts.filter_map(Result::ok).enumerate().collect();
-        println!(
-            "READY {{\"open\":{},\"failed\":{}}}",
-            open.len(),
-            self.count - open.len()
-        );
+        let mut open: Vec<(usize, TcpStream)> = attempts.filter_map(Result::ok).enumerate().collect();
+        println!("READY {{\"open\":{},\"failed\":{}}}", open.len(), self.count - open.len());
         let begin = Instant::now();
         let step = if self.ping == 0 { 1000 } else { self.ping };
-        let step =
-            PollTimeout::try_from(Duration::from_millis(step)).context("--ping is too long")?;
+        let step = PollTimeout::try_from(Duration::from_millis(step)).context("--ping is too long")?;
         while !open.is_empty() {
-            let mut polled: Vec<_> = open
-                .iter()
-                .map(|(_, stream)| PollFd::new(stream.as_fd(), PollFlags::POLLIN))
-                .collect();
+            let mut polled: Vec<_> =
+                open.iter().map(|(_, stream)| PollFd::new(stream.as_fd(), PollFlags::POLLIN)).collect();
             let ready = poll(&mut polled, step)?;
-            let ready: Vec<bool> = polled
-                .iter()
-                .map(|entry| ready > 0 && entry.any() == Some(true))
-                .collect();
+            let ready: Vec<bool> = polled.iter().map(|entry| ready > 0 && entry.any() == Some(true)).collect();
             let mut ready = ready.into_iter();
             open.retain_mut(|(index, stream)| {
                 let (how, errno) = match ready.next() {
@@ -76,13 +65,7 @@ impl Hold {
                     },
                     _ => return true,
                 };
-                let ended = Ended {
-                    event: "ended",
-                    index: *index,
-                    how,
-                    errno,
-                    millis: begin.elapsed().as_millis(),
-                };
+                let ended = Ended { event: "ended", index: *index, how, errno, millis: begin.elapsed().as_millis() };
                 println!("{}", serde_json::to_string(&ended).unwrap_or_default());
                 false
             });

@@ -55,35 +55,22 @@ struct Phase {
 
 impl Load {
     pub(crate) fn run(self, kind: &str) -> Result<()> {
-        ensure!(
-            self.seconds > 0.0 && self.parallel > 0,
-            "--seconds and --parallel must be above zero"
-        );
-        let phase = Phase {
-            measuring: AtomicBool::new(false),
-            over: AtomicBool::new(false),
-        };
+        ensure!(self.seconds > 0.0 && self.parallel > 0, "--seconds and --parallel must be above zero");
+        let phase = Phase { measuring: AtomicBool::new(false), over: AtomicBool::new(false) };
         let (tallies, seconds) = std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..self.parallel)
-                .map(|_| scope.spawn(|| self.work(kind, &phase)))
-                .collect();
+            let workers: Vec<_> = (0..self.parallel).map(|_| scope.spawn(|| self.work(kind, &phase))).collect();
             std::thread::sleep(Duration::from_secs_f64(self.seconds / 10.0));
             let begin = Instant::now();
             phase.measuring.store(true, Ordering::Relaxed);
             std::thread::sleep(Duration::from_secs_f64(self.seconds));
             phase.over.store(true, Ordering::Relaxed);
             let seconds = begin.elapsed().as_secs_f64();
-            let tallies: Vec<_> = workers
-                .into_iter()
-                .map(std::thread::ScopedJoinHandle::join)
-                .collect();
+            let tallies: Vec<_> = workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
             (tallies, seconds)
         });
         let mut all = Tally::default();
         for tally in tallies {
-            let Ok(tally) = tally else {
-                bail!("a worker panicked")
-            };
+            let Ok(tally) = tally else { bail!("a worker panicked") };
             let tally = tally?;
             all.count += tally.count;
             all.failed += tally.failed;
@@ -121,11 +108,7 @@ impl Load {
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(Duration::from_secs(5)))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let mut bytes = vec![
-            b'x';
-            self.size
-                .unwrap_or(if kind == "rr" { 1 } else { 128 * 1024 })
-        ];
+        let mut bytes = vec![b'x'; self.size.unwrap_or(if kind == "rr" { 1 } else { 128 * 1024 })];
         while !phase.over.load(Ordering::Relaxed) {
             let begin = Instant::now();
             stream.write_all(&bytes)?;
@@ -154,14 +137,7 @@ impl Load {
         stream.write_all(bytes)?;
         stream.read_exact(bytes)?;
         match self.close {
-            Close::Reset => setsockopt(
-                &stream,
-                sockopt::Linger,
-                &nix::libc::linger {
-                    l_onoff: 1,
-                    l_linger: 0,
-                },
-            )?,
+            Close::Reset => setsockopt(&stream, sockopt::Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 })?,
             Close::Fin => {}
             Close::Server => drop(stream.read(&mut [0])?),
         }

@@ -13,10 +13,7 @@ use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 #[derive(Parser)]
-#[command(
-    name = "lab-tool",
-    about = "Small servers, clients and load generators for the laboratory"
-)]
+#[command(name = "lab-tool", about = "Small servers, clients and load generators for the laboratory")]
 struct Cli {
     #[command(subcommand)]
     command: Command,

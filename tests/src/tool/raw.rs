@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, sendto,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, sendto, setsockopt, socket,
+    sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use serde::Serialize;
@@ -82,12 +82,8 @@ impl Raw {
     }
 
     fn send_frame(&self, frame: &[u8]) -> Result<Report> {
-        let interface = self
-            .interface
-            .as_deref()
-            .context("--frame needs --interface")?;
-        let index = nix::net::if_::if_nametoindex(interface)
-            .with_context(|| format!("no interface {interface}"))?;
+        let interface = self.interface.as_deref().context("--frame needs --interface")?;
+        let index = nix::net::if_::if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
         let socket = raw_socket(AddressFamily::Packet, None)?;
         let mut errno = 0;
         let mut sent = 0;
@@ -97,11 +93,7 @@ impl Raw {
                 Err(error) => errno = error as i32,
             }
         }
-        Ok(Report {
-            sent,
-            errno,
-            answers: Vec::new(),
-        })
+        Ok(Report { sent, errno, answers: Vec::new() })
     }
 
     fn send_segment(&self, to: SocketAddr) -> Result<Report> {
@@ -110,11 +102,7 @@ impl Raw {
             None => SocketAddr::new(own_address(to)?, 40_000),
         };
         let packet = self.packet(from, to)?;
-        let family = if to.is_ipv4() {
-            AddressFamily::Inet
-        } else {
-            AddressFamily::Inet6
-        };
+        let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         // IPPROTO_RAW means: the IP header is ours, in IPv4 and IPv6 alike.
         let sender = raw_socket(family, Some(SockProtocol::Raw))?;
         let receiver = raw_socket(family, Some(SockProtocol::Tcp))?;
@@ -126,16 +114,8 @@ impl Raw {
                 Err(error) => errno = error as i32,
             }
         }
-        let answers = if self.wait > 0 {
-            self.answers(&receiver, from, to)?
-        } else {
-            Vec::new()
-        };
-        Ok(Report {
-            sent,
-            errno,
-            answers,
-        })
+        let answers = if self.wait > 0 { self.answers(&receiver, from, to)? } else { Vec::new() };
+        Ok(Report { sent, errno, answers })
     }
 
     fn answers(&self, receiver: &OwnedFd, from: SocketAddr, to: SocketAddr) -> Result<Vec<Answer>> {
@@ -148,45 +128,27 @@ impl Raw {
                 return Ok(answers);
             }
             let micros = i64::try_from(left.as_micros())?.max(1);
-            setsockopt(
-                receiver,
-                sockopt::ReceiveTimeout,
-                &TimeVal::microseconds(micros),
-            )?;
+            setsockopt(receiver, sockopt::ReceiveTimeout, &TimeVal::microseconds(micros))?;
             let count = match recv(receiver.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
                 Ok(count) => count,
                 Err(Errno::EAGAIN | Errno::EINTR) => continue,
                 Err(error) => return Err(error.into()),
             };
             // IPv4 raw sockets deliver the IP header too, IPv6 ones do not.
-            let start = if to.is_ipv4() {
-                usize::from(buffer[0] & 15) * 4
-            } else {
-                0
-            };
-            answers.extend(
-                buffer
-                    .get(start..count)
-                    .and_then(|segment| answer(segment, to.port(), from.port())),
-            );
+            let start = if to.is_ipv4() { usize::from(buffer[0] & 15) * 4 } else { 0 };
+            answers.extend(buffer.get(start..count).and_then(|segment| answer(segment, to.port(), from.port())));
         }
     }
 
     fn packet(&self, from: SocketAddr, to: SocketAddr) -> Result<Vec<u8>> {
         let mut options = from_hex(&self.options)?;
         options.resize(options.len().next_multiple_of(4), 0);
-        ensure!(
-            options.len() <= 40,
-            "TCP has room for 40 bytes of options, not {}",
-            options.len()
-        );
+        ensure!(options.len() <= 40, "TCP has room for 40 bytes of options, not {}", options.len());
         let payload = from_hex(&self.payload)?;
         let mut flags = 0_u8;
         for letter in self.flags.bytes() {
-            let bit = FLAGS
-                .iter()
-                .position(|flag| *flag == letter)
-                .with_context(|| format!("no such flag: {letter}"))?;
+            let bit =
+                FLAGS.iter().position(|flag| *flag == letter).with_context(|| format!("no such flag: {letter}"))?;
             flags |= 1 << bit;
         }
         let mut segment = Vec::new();
@@ -214,12 +176,7 @@ impl Raw {
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => {
                 let addresses = [from.octets(), to.octets()].concat();
-                let pseudo = [
-                    &addresses[..],
-                    &u32::from(length).to_be_bytes(),
-                    &[0, 0, 0, 6],
-                ]
-                .concat();
+                let pseudo = [&addresses[..], &u32::from(length).to_be_bytes(), &[0, 0, 0, 6]].concat();
                 let mut header = vec![0x60, 0, 0, 0];
                 header.extend(length.to_be_bytes());
                 header.extend([6, 64]);
@@ -238,10 +195,7 @@ impl Raw {
 fn checksum(bytes: &[u8]) -> u16 {
     let mut sum = 0_u32;
     for pair in bytes.chunks(2) {
-        sum += u32::from(u16::from_be_bytes([
-            pair[0],
-            pair.get(1).copied().unwrap_or(0),
-        ]));
+        sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
     }
     while sum >> 16 != 0 {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -250,21 +204,13 @@ fn checksum(bytes: &[u8]) -> u16 {
 }
 
 fn answer(segment: &[u8], from_port: u16, to_port: u16) -> Option<Answer> {
-    let word = |at: usize| {
-        segment
-            .get(at..at + 4)
-            .and_then(|bytes| bytes.try_into().ok())
-            .map(u32::from_be_bytes)
-    };
+    let word = |at: usize| segment.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
     if word(0)? != u32::from(from_port) << 16 | u32::from(to_port) {
         return None;
     }
     let header = usize::from(segment.get(12)? >> 4) * 4;
     let flags = segment.get(13)?;
-    let names = FLAGS
-        .iter()
-        .enumerate()
-        .filter(|(bit, _)| flags & (1 << bit) != 0);
+    let names = FLAGS.iter().enumerate().filter(|(bit, _)| flags & (1 << bit) != 0);
     Some(Answer {
         flags: names.map(|(_, name)| char::from(*name)).collect(),
         seq: word(4)?,
@@ -280,15 +226,9 @@ fn raw_socket(family: AddressFamily, protocol: Option<SockProtocol>) -> Result<O
 
 /// The source address the kernel would choose towards `to`.
 fn own_address(to: SocketAddr) -> Result<IpAddr> {
-    let any: IpAddr = if to.is_ipv4() {
-        [0, 0, 0, 0].into()
-    } else {
-        [0_u16; 8].into()
-    };
+    let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
     let probe = UdpSocket::bind((any, 0))?;
-    probe
-        .connect(to)
-        .with_context(|| format!("no route to {to}"))?;
+    probe.connect(to).with_context(|| format!("no route to {to}"))?;
     Ok(probe.local_addr()?.ip())
 }
 
@@ -298,32 +238,18 @@ fn send_on_link(socket: &OwnedFd, index: u32, frame: &[u8]) -> Result<(), Errno>
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_ifindex = i32::try_from(index).unwrap_or_default();
     // The protocol decides which hooks and parsers see the frame, as for one the stack sends.
-    address.sll_protocol = frame
-        .get(12..14)
-        .map_or(0, |kind| u16::from_ne_bytes([kind[0], kind[1]]));
+    address.sll_protocol = frame.get(12..14).map_or(0, |kind| u16::from_ne_bytes([kind[0], kind[1]]));
     let length = std::mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: the descriptor is open, and both pointers are to live data of the lengths given.
     let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            (&raw const address).cast(),
-            length,
-        )
+        libc::sendto(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, (&raw const address).cast(), length)
     };
     Errno::result(sent).map(drop)
 }
 
 fn from_hex(text: &str) -> Result<Vec<u8>> {
-    ensure!(
-        text.len().is_multiple_of(2) && text.is_ascii(),
-        "hex digits come in pairs: {text}"
-    );
-    let byte = |at: usize| {
-        u8::from_str_radix(&text[at..at + 2], 16).with_context(|| format!("not hex: {text}"))
-    };
+    ensure!(text.len().is_multiple_of(2) && text.is_ascii(), "hex digits come in pairs: {text}");
+    let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).with_context(|| format!("not hex: {text}"));
     (0..text.len()).step_by(2).map(byte).collect()
 }
 
@@ -344,9 +270,6 @@ mod tests {
 
     #[test]
     fn checksum_of_rfc_1071_example() {
-        assert_eq!(
-            checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]),
-            !0xddf2
-        );
+        assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
     }
 }

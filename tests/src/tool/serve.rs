@@ -10,8 +10,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
-    sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket, sockopt,
 };
 
 use crate::traffic::ServerEvent;
@@ -54,8 +53,7 @@ struct Connection {
     closing: bool,
 }
 
-const PAGE: &str =
-    "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\r\nhello\n";
+const PAGE: &str = "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\r\nhello\n";
 
 struct Server {
     options: Serve,
@@ -71,24 +69,14 @@ impl Serve {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let mut listeners = HashMap::new();
         for address in &self.listen {
-            let listener = TcpListener::from(
-                bound(*address).with_context(|| format!("cannot listen on {address}"))?,
-            );
+            let listener = TcpListener::from(bound(*address).with_context(|| format!("cannot listen on {address}"))?);
             let key = key_of(&listener);
             epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, key))?;
             listeners.insert(key, listener);
         }
         println!("READY");
         let (connections, buffer, log) = (HashMap::new(), vec![0; 256 * 1024], String::new());
-        Server {
-            options: self,
-            epoll,
-            listeners,
-            connections,
-            buffer,
-            log,
-        }
-        .run()
+        Server { options: self, epoll, listeners, connections, buffer, log }.run()
     }
 }
 
@@ -118,30 +106,15 @@ impl Server {
         while let Some(Ok((stream, peer))) = self.listeners.get(&key).map(TcpListener::accept) {
             let key = key_of(&stream);
             // Level-triggered writability would wake for every idle connection: edge-triggered for both.
-            let flags = EpollFlags::EPOLLIN
-                | EpollFlags::EPOLLOUT
-                | EpollFlags::EPOLLRDHUP
-                | EpollFlags::EPOLLET;
-            if stream.set_nonblocking(true).is_err()
-                || self
-                    .epoll
-                    .add(&stream, EpollEvent::new(flags, key))
-                    .is_err()
-            {
+            let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+            if stream.set_nonblocking(true).is_err() || self.epoll.add(&stream, EpollEvent::new(flags, key)).is_err() {
                 continue;
             }
             let _ = stream.set_nodelay(true);
             let peer = canonical(peer).to_string();
             self.note("accept", &peer, 0, "");
             let pending = self.options.banner.clone().unwrap_or_default().into_bytes();
-            let connection = Connection {
-                stream,
-                peer,
-                total: 0,
-                pending,
-                request: Vec::new(),
-                closing: false,
-            };
+            let connection = Connection { stream, peer, total: 0, pending, request: Vec::new(), closing: false };
             self.connections.insert(key, connection);
             self.serve(key);
         }
@@ -187,18 +160,13 @@ impl Server {
                 Reply::Sink => {}
                 Reply::Http => {
                     connection.request.extend_from_slice(received);
-                    if connection
-                        .request
-                        .windows(4)
-                        .any(|bytes| bytes == b"\r\n\r\n")
-                    {
+                    if connection.request.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
                         connection.pending.extend_from_slice(PAGE.as_bytes());
                     }
                 }
             }
             let answered = !connection.pending.is_empty();
-            connection.closing =
-                answered && (self.options.close || self.options.reply == Reply::Http);
+            connection.closing = answered && (self.options.close || self.options.reply == Reply::Http);
         }
     }
 
@@ -206,12 +174,7 @@ impl Server {
         if self.options.quiet {
             return;
         }
-        let event = ServerEvent {
-            event: event.to_owned(),
-            peer: peer.to_owned(),
-            count,
-            how: how.to_owned(),
-        };
+        let event = ServerEvent { event: event.to_owned(), peer: peer.to_owned(), count, how: how.to_owned() };
         if let Ok(line) = serde_json::to_string(&event) {
             let _ = writeln!(self.log, "{line}");
         }
@@ -228,19 +191,12 @@ fn key_of(descriptor: &impl AsRawFd) -> u64 {
 }
 
 fn bound(address: SocketAddr) -> Result<OwnedFd> {
-    let family = if address.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    };
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let descriptor = socket(family, SockType::Stream, flags, None)?;
     setsockopt(&descriptor, sockopt::ReuseAddr, &true)?;
     bind(descriptor.as_raw_fd(), &SockaddrStorage::from(address))?;
     // The kernel cuts this down to net.core.somaxconn.
-    listen(
-        &descriptor,
-        Backlog::new(65_535).unwrap_or(Backlog::MAXCONN),
-    )?;
+    listen(&descriptor, Backlog::new(65_535).unwrap_or(Backlog::MAXCONN))?;
     Ok(descriptor)
 }

@@ -8,22 +8,14 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, getsockopt, setsockopt,
-    socket, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, getsockopt, setsockopt, socket, sockopt,
 };
 
 use crate::traffic::Outcome;
 
 /// Starts to connect; the socket is non-blocking and may be connected, connecting, or already refused.
-pub(crate) fn start(
-    to: SocketAddr,
-    from: Option<SocketAddr>,
-) -> (Option<TcpStream>, Result<(), Errno>) {
-    let family = if to.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    };
+pub(crate) fn start(to: SocketAddr, from: Option<SocketAddr>) -> (Option<TcpStream>, Result<(), Errno>) {
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let descriptor = match socket(family, SockType::Stream, flags, None) {
         Ok(descriptor) => descriptor,
@@ -58,8 +50,7 @@ pub(crate) fn wait(stream: &TcpStream, what: PollFlags, deadline: Instant) -> Re
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         // Rounded up, or the last millisecond would be a busy loop.
-        let left =
-            PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
+        let left = PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(stream.as_fd(), what)], left) {
             Ok(0) => return Ok(false),
             Ok(_) => return Ok(true),
@@ -75,9 +66,7 @@ pub(crate) fn connected(to: SocketAddr, timeout: Duration) -> Result<TcpStream, 
     started?;
     let stream = stream.ok_or(Errno::EBADF)?;
     finish(&stream, Instant::now() + timeout)?;
-    stream
-        .set_nonblocking(false)
-        .map_err(|error| errno(&error))?;
+    stream.set_nonblocking(false).map_err(|error| errno(&error))?;
     Ok(stream)
 }
 
