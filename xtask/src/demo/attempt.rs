@@ -218,9 +218,8 @@ fn row(cast: &Cast, scene: &'static str, seen: &Seen, records: &HashMap<String, 
 
 /// "allowed", or how it was allowed differently from what was due.
 fn describe(rule: &str, due: &str, path: &str, way: Option<Path>) -> String {
-    let named = |rule: &str| rule.rsplit('/').next().unwrap_or_default().to_owned();
     match way {
-        _ if named(rule) != named(due) => format!("allowed by {rule:?}, not {due:?}"),
+        _ if rule != due => format!("allowed by {rule:?}, not {due:?}"),
         Some(way) if way.name() != path => format!("allowed by {path:?}, not {:?}", way.name()),
         _ => "allowed".to_owned(),
     }
@@ -252,10 +251,13 @@ mod tests_of_words {
 
     #[test]
     fn the_wrong_rule_or_path_is_named() {
-        assert_eq!(describe("decree/x", "x", "resume", Some(Path::Resume)), "allowed");
-        assert_eq!(describe("decree/x", "x", "hello", None), "allowed");
-        assert_eq!(describe("", "x", "resume", None), r#"allowed by "", not "x""#);
-        assert_eq!(describe("decree/x", "x", "hello", Some(Path::Resume)), r#"allowed by "hello", not "resume""#);
+        assert_eq!(describe("decree/x", "decree/x", "resume", Some(Path::Resume)), "allowed");
+        assert_eq!(describe("decree/x", "decree/x", "hello", None), "allowed");
+        assert_eq!(describe("", "decree/x", "resume", None), r#"allowed by "", not "decree/x""#);
+        assert_eq!(
+            describe("decree/x", "decree/x", "hello", Some(Path::Resume)),
+            r#"allowed by "hello", not "resume""#
+        );
     }
 
     #[test]

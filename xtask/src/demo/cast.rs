@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -64,7 +65,7 @@ impl Cast {
         step::say("hosts a, b and c, and a plain one, on a bridge");
         let hosts: Vec<Host> = ENFORCED.into_iter().chain([PLAIN]).map(|name| lab.host(name)).collect::<Result<_>>()?;
         let plain = hosts.last().context("no plain host")?;
-        lab.write_policy("decree.yaml", &decree(plain))?;
+        lab.write_policy("decree.yaml", &decree(plain.v4(), plain.v6()))?;
         let mut cast = Self { hosts, workloads: HashMap::new(), enforcers, _servers: Vec::new() };
         for host in cast.enforced() {
             step::say(format!("enforcer on host {}", host.name()));
@@ -130,7 +131,7 @@ pub fn page(name: &str) -> String {
 }
 
 /// The decree, rule by rule; what it does not name is forbidden.
-fn decree(plain: &Host) -> String {
+fn decree(archive_v4: Ipv4Addr, archive_v6: Ipv6Addr) -> String {
     format!(
         "name: decree
 rules:
@@ -145,9 +146,47 @@ rules:
   # Any user of group hadoop_admins may talk to hadoop if the user is prod.
   - admins-to-hadoop: allow group=hadoop_admins -> app=hadoop user=prod tcp/8020,9000-9010
   # One service on a host that has no enforcer.
-  - myapp-to-archive: allow app=myapp user=prod -> net {}/32, {}/128 tcp/8088
-",
-        plain.v4(),
-        plain.v6()
+  - myapp-to-archive: allow app=myapp user=prod -> net {archive_v4}/32, {archive_v6}/128 tcp/8088
+"
     )
+}
+
+#[cfg(test)]
+mod tests_of_the_decree {
+    use policy::{Action, Identity, Namespace, RuleId};
+
+    use super::*;
+    use crate::demo::script::{self, Expected};
+
+    const ARCHIVE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 4);
+
+    fn identity(name: &str) -> Identity {
+        let role = ROLES.iter().find(|role| role.name == name).expect("in the cast");
+        if role.host == PLAIN {
+            return Identity::external(ARCHIVE.into());
+        }
+        let namespace: Namespace = "/demo".parse().expect("namespace");
+        Identity::pu(namespace, role.tags.iter().map(|tag| tag.split_once('=').expect("a tag")))
+    }
+
+    /// The script expects of every row what the policy's oracle says of its two identities.
+    #[test]
+    fn the_script_agrees_with_the_policy() {
+        let text = decree(ARCHIVE, "fd77::4".parse().expect("address"));
+        let rules = policy::parse_file("decree.yaml", &text).expect("the decree parses");
+        for attempt in script::scenes().iter().flat_map(|scene| &scene.attempts) {
+            let numbered = rules.iter().zip(0..).map(|(rule, number)| (RuleId(number), rule.as_ref()));
+            let decision = policy::evaluate(numbered, &identity(attempt.from), &identity(attempt.to), 6, attempt.port);
+            let rule = decision.rule.map(|id| rules[id.0 as usize].full_name());
+            let row = format!("{} -> {}:{}", attempt.from, attempt.to, attempt.port);
+            match attempt.expected {
+                Expected::Allowed { rule: due, .. } => {
+                    assert_eq!((decision.action, rule.as_deref()), (Action::Allow, Some(due)), "{row}");
+                }
+                // A pair that never met is refused although a rule would allow it: nobody is there to judge.
+                Expected::Denied => assert_eq!(decision.action, Action::Allow, "{row}"),
+                Expected::Refused | Expected::TimedOut => assert_eq!(decision.action, Action::Deny, "{row}"),
+            }
+        }
+    }
 }

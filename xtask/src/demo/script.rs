@@ -100,7 +100,7 @@ pub fn scenes() -> Vec<Scene> {
             change: Change::RestartEnforcers,
             attempts: [
                 with_path(None, permitted()),
-                vec![attempt("newcomer-a", "hadoop-b", 8020, by("hadoop-to-hadoop"))],
+                vec![attempt("newcomer-a", "hadoop-b", 8020, by("decree/hadoop-to-hadoop"))],
                 one_tag_wrong(),
             ]
             .concat(),
@@ -109,11 +109,11 @@ pub fn scenes() -> Vec<Scene> {
             title: "hosts b and c swap their addresses: the verdict follows identity",
             change: Change::SwapAddresses,
             attempts: vec![
-                attempt("hadoop-a", "hadoop-b", 8020, by("hadoop-to-hadoop")),
+                attempt("hadoop-a", "hadoop-b", 8020, by("decree/hadoop-to-hadoop")),
                 attempt("hadoop-a", "hadoop-test-c", 8020, Expected::Refused),
-                attempt("myapp-a", "hadoop-b", 8020, by("myapp-to-hadoop")),
+                attempt("myapp-a", "hadoop-b", 8020, by("decree/myapp-to-hadoop")),
                 attempt("myapp-a", "hadoop-test-c", 8020, Expected::Refused),
-                attempt("alice-c", "myapp-b", 8080, by("users-to-myapp")),
+                attempt("alice-c", "myapp-b", 8080, by("decree/users-to-myapp")),
                 attempt("bob-c", "myapp-b", 8080, Expected::Refused),
             ],
         },
@@ -156,11 +156,11 @@ impl Expected {
 
 fn permitted() -> Vec<Try> {
     vec![
-        attempt("hadoop-a", "hadoop-b", 8020, by("hadoop-to-hadoop")),
-        attempt("myapp-a", "myapp-b", 8080, by("myapp-to-myapp")),
-        attempt("myapp-a", "hadoop-b", 8020, by("myapp-to-hadoop")),
-        attempt("alice-c", "myapp-b", 8080, by("users-to-myapp")),
-        attempt("carol-c", "hadoop-b", 8020, by("admins-to-hadoop")),
+        attempt("hadoop-a", "hadoop-b", 8020, by("decree/hadoop-to-hadoop")),
+        attempt("myapp-a", "myapp-b", 8080, by("decree/myapp-to-myapp")),
+        attempt("myapp-a", "hadoop-b", 8020, by("decree/myapp-to-hadoop")),
+        attempt("alice-c", "myapp-b", 8080, by("decree/users-to-myapp")),
+        attempt("carol-c", "hadoop-b", 8020, by("decree/admins-to-hadoop")),
     ]
 }
 
@@ -202,7 +202,7 @@ fn strangers() -> Vec<Try> {
 
 fn same_host() -> Vec<Try> {
     let pairs = [
-        attempt("myapp-b", "hadoop-b", 8020, by("myapp-to-hadoop")),
+        attempt("myapp-b", "hadoop-b", 8020, by("decree/myapp-to-hadoop")),
         attempt("hadoop-b", "myapp-b", 8080, Expected::Refused),
     ];
     pairs.into_iter().flat_map(|pair| [Try { loopback: true, ..pair }, pair]).collect()
