@@ -63,9 +63,7 @@ pub enum CompileError {
     #[error("identity number {0:#x} is reserved for external networks: use one below 0x80000000")]
     ReservedIdentity(u32),
     /// External networks get their numbers from the rules, not from the caller.
-    #[error(
-        "identity {0} is an external network: only PUs are added; external networks follow from the rules"
-    )]
+    #[error("identity {0} is an external network: only PUs are added; external networks follow from the rules")]
     NotAPu(u32),
 }
 

@@ -34,14 +34,10 @@ pub fn evaluate<'a>(
     protocol: u8,
     port: u16,
 ) -> Decision {
-    let matching: Vec<(RuleId, &PolicyRule)> = rules
-        .into_iter()
-        .filter(|(_, rule)| matches(rule, subject, object, protocol, port))
-        .collect();
+    let matching: Vec<(RuleId, &PolicyRule)> =
+        rules.into_iter().filter(|(_, rule)| matches(rule, subject, object, protocol, port)).collect();
     let of = |action: Action, observe: bool| {
-        matching
-            .iter()
-            .filter(move |(_, rule)| rule.rule().action == action && rule.rule().observe == observe)
+        matching.iter().filter(move |(_, rule)| rule.rule().action == action && rule.rule().observe == observe)
     };
     let first = |action: Action, observe: bool| of(action, observe).map(|(id, _)| *id).min();
 
@@ -66,13 +62,7 @@ pub fn evaluate<'a>(
 }
 
 /// True when the rule has a say in this attempt.
-pub fn matches(
-    rule: &PolicyRule,
-    subject: &Identity,
-    object: &Identity,
-    protocol: u8,
-    port: u16,
-) -> bool {
+pub fn matches(rule: &PolicyRule, subject: &Identity, object: &Identity, protocol: u8, port: u16) -> bool {
     rule_applies(rule.namespace(), subject, object)
         && rule.rule().subject.matches(subject)
         && rule.rule().object.matches(object)

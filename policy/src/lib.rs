@@ -10,15 +10,16 @@
 
 pub mod compile;
 pub mod evaluate;
+pub mod explain;
 pub mod model;
 pub mod parse;
+pub mod synthetic;
 
-pub use compile::{
-    Capabilities, CompileError, Compiled, Delta, IdentityId, Interval, PairVerdict, port_key,
-};
+pub use compile::{Capabilities, CompileError, Compiled, Delta, IdentityId, Interval, PairVerdict, port_key};
 pub use evaluate::{Decision, evaluate};
+pub use explain::{Explanation, explain};
 pub use model::{
-    Action, Clause, Identity, Location, Namespace, Networks, Operator, PolicyRule, PortRange, Rule,
-    RuleId, Selector, Side, Tags,
+    Action, Clause, Identity, Location, Namespace, Networks, Operator, PolicyRule, PortRange, Rule, RuleId, Selector,
+    Side, Tags,
 };
 pub use parse::{PolicyError, PolicyErrors, parse_file, parse_files, parse_rule, parse_side};

@@ -15,8 +15,8 @@ pub use selector::{Clause, Networks, Operator, Selector, Side};
 /// True for words the rule line gives a meaning of its own; as a tag key they must be quoted.
 pub(crate) fn is_keyword(word: &str) -> bool {
     const KEYWORDS: [&str; 15] = [
-        "allow", "and", "any", "deny", "encrypt", "except", "icmp", "icmp6", "in", "log", "net",
-        "not", "observe", "or", "tcp",
+        "allow", "and", "any", "deny", "encrypt", "except", "icmp", "icmp6", "in", "log", "net", "not", "observe",
+        "or", "tcp",
     ];
     KEYWORDS.contains(&word) || word == "udp"
 }
@@ -35,8 +35,5 @@ pub(crate) fn starts_port_list(word: &str) -> bool {
 /// True for words that, standing alone, are more likely a mistyped port list than a tag key: taken
 /// for a key, they would silently turn a rule about ports into one about a tag nobody has.
 pub(crate) fn looks_like_ports(word: &str) -> bool {
-    word.contains('/')
-        || word
-            .chars()
-            .all(|c| c.is_ascii_digit() || matches!(c, '-' | ':'))
+    word.contains('/') || word.chars().all(|c| c.is_ascii_digit() || matches!(c, '-' | ':'))
 }

@@ -62,10 +62,5 @@ pub fn parse_files<'a>(
 
 fn in_text(file: &str, text: &str, fault: Fault) -> PolicyError {
     let (line, column) = fault.line_and_column(text);
-    PolicyError {
-        file: file.into(),
-        line,
-        column,
-        message: fault.message,
-    }
+    PolicyError { file: file.into(), line, column, message: fault.message }
 }

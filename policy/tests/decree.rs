@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use policy::{
-    Action, Capabilities, Compiled, Identity, IdentityId, Namespace, PolicyRule, PortRange,
-    evaluate, parse_file,
+    Action, Capabilities, Compiled, Identity, IdentityId, Namespace, PolicyRule, PortRange, evaluate, parse_file,
 };
 
 const DECREE: &str = include_str!("data/decree.yaml");
@@ -15,11 +14,7 @@ const HADOOP: Tags = &[("app", "hadoop"), ("user", "prod")];
 const MYAPP: Tags = &[("app", "myapp"), ("user", "prod")];
 const HADOOP_DEV: Tags = &[("app", "hadoop"), ("user", "dev")];
 const MYAPP_DEV: Tags = &[("app", "myapp"), ("user", "dev")];
-const MYAPP_USER: Tags = &[
-    ("user", "alice"),
-    ("group", "staff"),
-    ("group", "myapp_users"),
-];
+const MYAPP_USER: Tags = &[("user", "alice"), ("group", "staff"), ("group", "myapp_users")];
 const ADMIN: Tags = &[("user", "bob"), ("group", "hadoop_admins")];
 const OTHER_APP: Tags = &[("app", "other"), ("user", "prod")];
 const NOBODY: Tags = &[];
@@ -61,28 +56,17 @@ fn every_row_of_the_decree() {
     let rules = parse_file("decree.yaml", DECREE).unwrap();
     let mut compiled = Compiled::new(&rules, Capabilities::default()).unwrap();
     for (row, (subject, object, port, expected)) in TABLE.iter().enumerate() {
-        let [subject, object] =
-            [subject, object].map(|tags| Identity::pu(Namespace::root(), tags.iter().copied()));
+        let [subject, object] = [subject, object].map(|tags| Identity::pu(Namespace::root(), tags.iter().copied()));
         compiled.add_identity(IdentityId(1), &subject).unwrap();
         compiled.add_identity(IdentityId(2), &object).unwrap();
         let verdict = compiled.pair(IdentityId(1), IdentityId(2));
 
         let decision = verdict.decide(PortRange::TCP, *port);
-        let named = decision
-            .rule
-            .map(|id| compiled.rule(id).unwrap().full_name());
+        let named = decision.rule.map(|id| compiled.rule(id).unwrap().full_name());
         assert_eq!(named.as_deref(), *expected, "row {row}");
-        let action = if expected.is_some() {
-            Action::Allow
-        } else {
-            Action::Deny
-        };
+        let action = if expected.is_some() { Action::Allow } else { Action::Deny };
         assert_eq!(decision.action, action, "row {row}");
-        assert_eq!(
-            decision.log,
-            *expected == Some("decree/myapp-hadoop"),
-            "row {row}"
-        );
+        assert_eq!(decision.log, *expected == Some("decree/myapp-hadoop"), "row {row}");
         let plain = evaluate(compiled.rules(), &subject, &object, PortRange::TCP, *port);
         assert_eq!(plain, decision, "row {row}");
 

@@ -32,10 +32,7 @@ pub(super) enum Scope {
 
 impl Default for Scope {
     fn default() -> Self {
-        Self::Some {
-            rules: HashSet::new(),
-            sides: HashMap::new(),
-        }
+        Self::Some { rules: HashSet::new(), sides: HashMap::new() }
     }
 }
 
@@ -54,8 +51,6 @@ impl Delta {
         let (Some(subject), Some(object)) = (sides.get(&subject), sides.get(&object)) else {
             return false;
         };
-        subject
-            .iter()
-            .any(|s| object.iter().any(|o| rules.contains(&(*s, *o))))
+        subject.iter().any(|s| object.iter().any(|o| rules.contains(&(*s, *o))))
     }
 }

@@ -52,9 +52,7 @@ impl Externals {
             prefixes.insert(prefix, id);
             classes.entry(id).or_insert_with(|| Class {
                 sides,
-                identity: Identity::External {
-                    networks: BTreeSet::from([prefix]),
-                },
+                identity: Identity::External { networks: BTreeSet::from([prefix]) },
             });
         }
         self.prefixes = prefixes;
@@ -87,9 +85,7 @@ impl Externals {
 }
 
 /// For each prefix, the sides that mean the addresses whose longest match it is.
-fn cut<'a>(
-    networks: impl Iterator<Item = (SideId, &'a Networks)>,
-) -> BTreeMap<IpNet, Box<[SideId]>> {
+fn cut<'a>(networks: impl Iterator<Item = (SideId, &'a Networks)>) -> BTreeMap<IpNet, Box<[SideId]>> {
     #[derive(Default)]
     struct Named {
         include: Vec<SideId>,

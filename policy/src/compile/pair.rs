@@ -49,17 +49,9 @@ impl PairVerdict {
                 rule: interval.rule.some(),
                 log: interval.log,
                 encrypt: interval.encrypt,
-                observed: interval
-                    .observed_action
-                    .map(|action| (action, interval.observed_rule)),
+                observed: interval.observed_action.map(|action| (action, interval.observed_rule)),
             },
-            _ => Decision {
-                action: Action::Deny,
-                rule: None,
-                log: false,
-                encrypt: false,
-                observed: None,
-            },
+            _ => Decision { action: Action::Deny, rule: None, log: false, encrypt: false, observed: None },
         }
     }
 }
@@ -72,12 +64,7 @@ pub(super) fn covered_keys(rule: &Rule) -> Box<[(u32, u32)]> {
     let mut ranges: Vec<(u32, u32)> = rule
         .ports
         .iter()
-        .map(|range| {
-            (
-                port_key(range.protocol, range.low),
-                port_key(range.protocol, range.high),
-            )
-        })
+        .map(|range| (port_key(range.protocol, range.low), port_key(range.protocol, range.high)))
         .collect();
     ranges.sort_unstable();
     let mut merged: Vec<(u32, u32)> = Vec::with_capacity(ranges.len());
@@ -127,14 +114,8 @@ pub(super) fn sweep(rules: &[Contribution<'_>]) -> PairVerdict {
 impl PairVerdict {
     fn append(&mut self, interval: Interval) {
         if let Some(last) = self.intervals.last_mut() {
-            let continued = Interval {
-                lo: last.lo,
-                ..interval
-            };
-            let same = Interval {
-                hi: interval.hi,
-                ..*last
-            } == continued;
+            let continued = Interval { lo: last.lo, ..interval };
+            let same = Interval { hi: interval.hi, ..*last } == continued;
             if same && last.hi + 1 == interval.lo {
                 last.hi = interval.hi;
                 return;
@@ -191,12 +172,7 @@ impl Active {
     fn interval(&self, lo: u32, hi: u32) -> Option<Interval> {
         let (action, rule, log, encrypt) = match (self.deny.first(), self.allow.first()) {
             (Some(&deny), _) => (Action::Deny, deny, self.logged_deny > 0, false),
-            (None, Some(&allow)) => (
-                Action::Allow,
-                allow,
-                self.logged_allow > 0,
-                self.encrypted > 0,
-            ),
+            (None, Some(&allow)) => (Action::Allow, allow, self.logged_allow > 0, self.encrypted > 0),
             (None, None) => (Action::Deny, RuleId::NONE, false, false),
         };
         let observed = match (self.observed_deny.first(), self.observed_allow.first()) {

@@ -77,12 +77,7 @@ impl SideIndex {
             Side::Net(_) => Box::default(),
         };
         self.ids.insert(side.clone(), id);
-        self.sides.push(Some(Entry {
-            side,
-            uses: 1,
-            alternatives,
-            anchors: Vec::new(),
-        }));
+        self.sides.push(Some(Entry { side, uses: 1, alternatives, anchors: Vec::new() }));
         (id, true)
     }
 
@@ -94,10 +89,7 @@ impl SideIndex {
                 continue;
             };
             for (alternative, tests) in entry.alternatives.iter().enumerate() {
-                let posting = Posting {
-                    side,
-                    alternative: alternative as u32,
-                };
+                let posting = Posting { side, alternative: alternative as u32 };
                 let anchors = anchors(tests, &self.pairs);
                 for &anchor in &anchors {
                     match anchor {
@@ -148,11 +140,9 @@ impl SideIndex {
 
     /// External networks among the sides.
     pub fn networks(&self) -> impl Iterator<Item = (SideId, &Networks)> {
-        self.sides.iter().enumerate().filter_map(|(id, entry)| {
-            match entry.as_ref().map(|entry| &*entry.side) {
-                Some(Side::Net(networks)) => Some((id as SideId, networks)),
-                _ => None,
-            }
+        self.sides.iter().enumerate().filter_map(|(id, entry)| match entry.as_ref().map(|entry| &*entry.side) {
+            Some(Side::Net(networks)) => Some((id as SideId, networks)),
+            _ => None,
         })
     }
 
@@ -182,11 +172,7 @@ impl SideIndex {
     }
 
     fn tests(&mut self, selector: &Selector) -> Box<[Box<[Test]>]> {
-        selector
-            .alternatives
-            .iter()
-            .map(|clauses| clauses.iter().map(|clause| self.test(clause)).collect())
-            .collect()
+        selector.alternatives.iter().map(|clauses| clauses.iter().map(|clause| self.test(clause)).collect()).collect()
     }
 
     fn test(&mut self, clause: &Clause) -> Test {
@@ -217,13 +203,7 @@ impl SideIndex {
         }
         let id = self.keys.len() as u32;
         self.keys.push(Vec::new());
-        self.words.insert(
-            key.into(),
-            Key {
-                id,
-                values: HashMap::new(),
-            },
-        );
+        self.words.insert(key.into(), Key { id, values: HashMap::new() });
         id
     }
 
@@ -257,11 +237,7 @@ fn anchors(tests: &[Test], pairs: &[Pair]) -> Vec<Anchor> {
             Test::SomeOf(list) => Some(list),
             _ => None,
         })
-        .min_by_key(|list| -> u64 {
-            list.iter()
-                .map(|&pair| u64::from(pairs[pair as usize].mentions))
-                .sum()
-        });
+        .min_by_key(|list| -> u64 { list.iter().map(|&pair| u64::from(pairs[pair as usize].mentions)).sum() });
     if let Some(list) = rarest {
         return list.iter().map(|&pair| Anchor::Pair(pair)).collect();
     }
@@ -280,10 +256,7 @@ struct View<'a> {
 
 impl<'a> View<'a> {
     fn new(index: &SideIndex, tags: &'a Tags) -> Self {
-        let mut view = Self {
-            keys: Vec::new(),
-            pairs: Vec::new(),
-        };
+        let mut view = Self { keys: Vec::new(), pairs: Vec::new() };
         for (word, values) in tags {
             let Some(key) = index.words.get(word.as_str()) else {
                 continue;
@@ -305,24 +278,19 @@ impl<'a> View<'a> {
         tests.iter().all(|test| match test {
             Test::SomeOf(pairs) => self.has_any(pairs),
             Test::NoneOf(pairs) => !self.has_any(pairs),
-            Test::Prefix(key, prefix) => self
-                .values(*key)
-                .is_some_and(|values| values.iter().any(|value| value.starts_with(&**prefix))),
+            Test::Prefix(key, prefix) => {
+                self.values(*key).is_some_and(|values| values.iter().any(|value| value.starts_with(&**prefix)))
+            }
             Test::Exists(key) => self.values(*key).is_some(),
             Test::NotExists(key) => self.values(*key).is_none(),
         })
     }
 
     fn has_any(&self, pairs: &[u32]) -> bool {
-        pairs
-            .iter()
-            .any(|pair| self.pairs.binary_search(pair).is_ok())
+        pairs.iter().any(|pair| self.pairs.binary_search(pair).is_ok())
     }
 
     fn values(&self, key: u32) -> Option<&std::collections::BTreeSet<String>> {
-        self.keys
-            .binary_search_by_key(&key, |(key, _)| *key)
-            .ok()
-            .map(|at| self.keys[at].1)
+        self.keys.binary_search_by_key(&key, |(key, _)| *key).ok().map(|at| self.keys[at].1)
     }
 }

@@ -1,5 +1,6 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -19,13 +20,19 @@ pub struct Compiled {
     /// is a moment old never names the wrong rule.
     rules: Vec<Option<Compact>>,
     /// The rules in the order of the list they came from.
-    order: Vec<(u128, RuleId)>,
+    order: Vec<Listed>,
     by_sides: HashMap<(SideId, SideId), Vec<RuleId>>,
     /// How many rules have the side as subject and as object, by side number.
     uses: Vec<Uses>,
     index: SideIndex,
     pus: HashMap<IdentityId, Pu>,
     externals: Externals,
+}
+
+/// A rule's place in the list. Holds the rule itself, so that comparing lists stays in one array.
+struct Listed {
+    id: RuleId,
+    rule: Arc<PolicyRule>,
 }
 
 /// A rule with its sides and ports in numbers.
@@ -55,14 +62,8 @@ const MAX_TRIED: usize = 32;
 
 impl Compiled {
     /// Compiles a list of rules, numbered from 1 in its order.
-    pub fn new(
-        rules: &[Arc<PolicyRule>],
-        capabilities: Capabilities,
-    ) -> Result<Self, CompileError> {
-        let mut compiled = Self {
-            capabilities,
-            ..Self::default()
-        };
+    pub fn new(rules: &[Arc<PolicyRule>], capabilities: Capabilities) -> Result<Self, CompileError> {
+        let mut compiled = Self { capabilities, ..Self::default() };
         compiled.update_rules(rules)?;
         Ok(compiled)
     }
@@ -74,27 +75,23 @@ impl Compiled {
         let diff = Diff::new(&self.order, rules);
         self.check(&diff, rules)?;
 
-        let mut delta = Delta {
-            removed: diff.removed.clone(),
-            ..Delta::default()
-        };
-        let mut order = Vec::with_capacity(rules.len());
+        let mut delta = Delta { removed: diff.removed.clone(), ..Delta::default() };
         let mut new_sides = Vec::new();
-        for (rule, kept) in rules.iter().zip(&diff.kept) {
+        self.refresh_places(&diff, rules);
+        let mut middle = Vec::with_capacity(diff.kept.len());
+        for (rule, kept) in rules[diff.new_middle()].iter().zip(&diff.kept) {
             let id = match kept {
-                Some(id) => {
-                    self.refresh_place(*id, rule);
-                    *id
-                }
+                Some(id) => *id,
                 None => {
                     let id = self.add_rule(rule, &mut new_sides);
                     delta.added.push(id);
                     id
                 }
             };
-            order.push((rule.digest(), id));
+            self.refresh_place(id, rule);
+            middle.push(Listed { id, rule: rule.clone() });
         }
-        self.order = order;
+        self.order.splice(diff.old_middle(), middle);
         self.index.file(&new_sides);
         self.match_new_sides(&new_sides);
 
@@ -120,31 +117,21 @@ impl Compiled {
             }
         }
         delta.scope = match told_apart {
-            true => Scope::Some {
-                rules: changed,
-                sides,
-            },
+            true => Scope::Some { rules: changed, sides },
             false => Scope::All,
         };
         Ok(delta)
     }
 
     /// Adds a PU, or replaces it. Its pairs must be computed anew.
-    pub fn add_identity(
-        &mut self,
-        id: IdentityId,
-        identity: &Identity,
-    ) -> Result<(), CompileError> {
+    pub fn add_identity(&mut self, id: IdentityId, identity: &Identity) -> Result<(), CompileError> {
         if id.is_external() {
             return Err(CompileError::ReservedIdentity(id.0));
         }
         let Identity::Pu { tags, .. } = identity else {
             return Err(CompileError::NotAPu(id.0));
         };
-        let pu = Pu {
-            sides: self.index.matching(tags),
-            identity: identity.clone(),
-        };
+        let pu = Pu { sides: self.index.matching(tags), identity: identity.clone() };
         self.pus.insert(id, pu);
         Ok(())
     }
@@ -170,11 +157,7 @@ impl Compiled {
             if let Some(compact) = self.compact(id)
                 && rule_applies(compact.rule.namespace(), subject.0, object.0)
             {
-                contributions.push(Contribution {
-                    id,
-                    rule: compact.rule.rule(),
-                    keys: &compact.keys,
-                });
+                contributions.push(Contribution { id, rule: compact.rule.rule(), keys: &compact.keys });
             }
         });
         sweep(&contributions)
@@ -208,14 +191,12 @@ impl Compiled {
 
     /// All rules with their numbers, in the order of the list they came from.
     pub fn rules(&self) -> impl Iterator<Item = (RuleId, &PolicyRule)> {
-        self.order
-            .iter()
-            .filter_map(|(_, id)| Some((*id, &**self.rule(*id)?)))
+        self.order.iter().map(|listed| (listed.id, &*listed.rule))
     }
 
     fn check(&self, diff: &Diff, rules: &[Arc<PolicyRule>]) -> Result<(), CompileError> {
         let mut added = 0;
-        for (rule, kept) in rules.iter().zip(&diff.kept) {
+        for (rule, kept) in rules[diff.new_middle()].iter().zip(&diff.kept) {
             if kept.is_some() {
                 continue;
             }
@@ -249,17 +230,9 @@ impl Compiled {
 
     /// Calls `found` once for each rule whose subject is among one list and its object among the
     /// other, walking whatever is shortest.
-    fn for_common_rules(
-        &self,
-        subject: &[SideId],
-        object: &[SideId],
-        mut found: impl FnMut(RuleId),
-    ) {
+    fn for_common_rules(&self, subject: &[SideId], object: &[SideId], mut found: impl FnMut(RuleId)) {
         let uses = |sides: &[SideId], of: fn(&Uses) -> &[RuleId]| -> usize {
-            sides
-                .iter()
-                .map(|&s| of(&self.uses[s as usize]).len())
-                .sum()
+            sides.iter().map(|&s| of(&self.uses[s as usize]).len()).sum()
         };
         let by_pair = subject.len().saturating_mul(object.len());
         let by_subject = uses(subject, |uses| &uses.as_subject);
@@ -278,11 +251,7 @@ impl Compiled {
         let near = if from_subject { subject } else { object };
         for &side in near {
             let uses = &self.uses[side as usize];
-            let rules = if from_subject {
-                &uses.as_subject
-            } else {
-                &uses.as_object
-            };
+            let rules = if from_subject { &uses.as_subject } else { &uses.as_object };
             for &id in rules {
                 let far = self.compact(id).is_some_and(|compact| match from_subject {
                     true => object.binary_search(&compact.object).is_ok(),
@@ -306,12 +275,7 @@ impl Compiled {
         };
         let subject = intern(&rule.rule().subject);
         let object = intern(&rule.rule().object);
-        self.rules.push(Some(Compact {
-            rule: rule.clone(),
-            subject,
-            object,
-            keys: covered_keys(rule.rule()),
-        }));
+        self.rules.push(Some(Compact { rule: rule.clone(), subject, object, keys: covered_keys(rule.rule()) }));
         // The length was checked against the range of numbers before anything was changed.
         let id = RuleId(self.rules.len() as u32);
         self.by_sides.entry((subject, object)).or_default().push(id);
@@ -351,12 +315,23 @@ impl Compiled {
         gone
     }
 
-    /// A rule that only moved within its file is shown at its new place.
+    /// Rules that only moved within their file are shown at their new place.
+    fn refresh_places(&mut self, diff: &Diff, rules: &[Arc<PolicyRule>]) {
+        let (old_tail, new_tail) = (diff.old_middle().end, diff.new_middle().end);
+        let head = (0..diff.head).map(|at| (at, at));
+        let tail = (0..diff.tail).map(|at| (old_tail + at, new_tail + at));
+        for (old, new) in head.chain(tail) {
+            let (listed, rule) = (&mut self.order[old], &rules[new]);
+            if !Arc::ptr_eq(&listed.rule, rule) && !listed.rule.same_place(rule) {
+                listed.rule = rule.clone();
+                let id = listed.id;
+                self.refresh_place(id, rule);
+            }
+        }
+    }
+
     fn refresh_place(&mut self, id: RuleId, rule: &Arc<PolicyRule>) {
-        if let Some(Some(compact)) = self.rules.get_mut(id.0 as usize - 1)
-            && !Arc::ptr_eq(&compact.rule, rule)
-            && !compact.rule.same_place(rule)
-        {
+        if let Some(Some(compact)) = self.rules.get_mut(id.0 as usize - 1) {
             compact.rule = rule.clone();
         }
     }
@@ -402,19 +377,12 @@ impl Compiled {
     }
 
     /// Notes which of the changed rules' sides each identity matches at this moment.
-    fn record_sides(
-        &self,
-        changed: &HashSet<(SideId, SideId)>,
-        sides: &mut HashMap<IdentityId, Vec<SideId>>,
-    ) {
+    fn record_sides(&self, changed: &HashSet<(SideId, SideId)>, sides: &mut HashMap<IdentityId, Vec<SideId>>) {
         let mut wanted: Vec<SideId> = changed.iter().flat_map(|&(s, o)| [s, o]).collect();
         wanted.sort_unstable();
         wanted.dedup();
         let pus = self.pus.iter().map(|(id, pu)| (*id, pu.sides.as_slice()));
-        let externals = self
-            .externals
-            .classes()
-            .map(|(id, class)| (id, &*class.sides));
+        let externals = self.externals.classes().map(|(id, class)| (id, &*class.sides));
         for (id, matched) in pus.chain(externals) {
             for side in &wanted {
                 if matched.binary_search(side).is_ok() {
@@ -441,43 +409,45 @@ impl Compiled {
 
 /// Which rules of a new list are old acquaintances.
 struct Diff {
-    /// For each rule of the new list, its number if it had one.
+    /// How many rules at the start of both lists are equal.
+    head: usize,
+    /// How many at the end.
+    tail: usize,
+    old_length: usize,
+    /// For each rule of the new list between those, its number if it had one.
     kept: Vec<Option<RuleId>>,
     removed: Vec<RuleId>,
 }
 
 impl Diff {
-    fn new(old: &[(u128, RuleId)], new: &[Arc<PolicyRule>]) -> Self {
-        let same = |(old, new): &(&(u128, RuleId), &Arc<PolicyRule>)| old.0 == new.digest();
+    fn new(old: &[Listed], new: &[Arc<PolicyRule>]) -> Self {
+        let same =
+            |(old, new): &(&Listed, &Arc<PolicyRule>)| Arc::ptr_eq(&old.rule, new) || old.rule.digest() == new.digest();
         let head = old.iter().zip(new).take_while(same).count();
         let (old_rest, new_rest) = (&old[head..], &new[head..]);
-        let tail = old_rest
-            .iter()
-            .rev()
-            .zip(new_rest.iter().rev())
-            .take_while(same)
-            .count();
+        let from_end = old_rest.iter().rev().zip(new_rest.iter().rev());
+        let tail = from_end.take_while(same).count();
         let old_middle = &old_rest[..old_rest.len() - tail];
         let new_middle = &new_rest[..new_rest.len() - tail];
 
         let mut by_digest: HashMap<u128, VecDeque<RuleId>> = HashMap::new();
-        for (digest, id) in old_middle {
-            by_digest.entry(*digest).or_default().push_back(*id);
+        for listed in old_middle {
+            let same = by_digest.entry(listed.rule.digest()).or_default();
+            same.push_back(listed.id);
         }
-        let mut kept: Vec<Option<RuleId>> = old[..head].iter().map(|(_, id)| Some(*id)).collect();
-        kept.extend(new_middle.iter().map(|rule| {
-            by_digest
-                .get_mut(&rule.digest())
-                .and_then(VecDeque::pop_front)
-        }));
-        kept.extend(old[old.len() - tail..].iter().map(|(_, id)| Some(*id)));
+        let mut known = |rule: &Arc<PolicyRule>| by_digest.get_mut(&rule.digest())?.pop_front();
+        let kept = new_middle.iter().map(&mut known).collect();
 
         let left: HashSet<RuleId> = by_digest.into_values().flatten().collect();
-        let removed = old_middle
-            .iter()
-            .map(|(_, id)| *id)
-            .filter(|id| left.contains(id))
-            .collect();
-        Self { kept, removed }
+        let removed = old_middle.iter().map(|listed| listed.id).filter(|id| left.contains(id)).collect();
+        Self { head, tail, old_length: old.len(), kept, removed }
+    }
+
+    fn old_middle(&self) -> Range<usize> {
+        self.head..self.old_length - self.tail
+    }
+
+    fn new_middle(&self) -> Range<usize> {
+        self.head..self.head + self.kept.len()
     }
 }

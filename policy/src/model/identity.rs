@@ -37,17 +37,12 @@ impl Identity {
         for (key, value) in tags {
             set.entry(key.into()).or_default().insert(value.into());
         }
-        Self::Pu {
-            namespace,
-            tags: set,
-        }
+        Self::Pu { namespace, tags: set }
     }
 
     /// A single address outside every enforcer.
     pub fn external(address: std::net::IpAddr) -> Self {
-        Self::External {
-            networks: BTreeSet::from([IpNet::from(address)]),
-        }
+        Self::External { networks: BTreeSet::from([IpNet::from(address)]) }
     }
 
     /// The namespace of a PU, `None` for an external network.

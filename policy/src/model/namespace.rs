@@ -25,10 +25,7 @@ pub struct NamespaceError(String);
 /// It does when its namespace is equal to, or an ancestor of, the namespace of at least one of
 /// the PUs involved. External networks live in no namespace.
 pub fn rule_applies(rule: &Namespace, subject: &Identity, object: &Identity) -> bool {
-    [subject, object]
-        .into_iter()
-        .filter_map(Identity::namespace)
-        .any(|namespace| rule.contains(namespace))
+    [subject, object].into_iter().filter_map(Identity::namespace).any(|namespace| rule.contains(namespace))
 }
 
 impl Namespace {
@@ -39,11 +36,7 @@ impl Namespace {
 
     /// True when `other` is this namespace or lies beneath it.
     pub fn contains(&self, other: &Namespace) -> bool {
-        self.is_root()
-            || other
-                .0
-                .strip_prefix(&*self.0)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        self.is_root() || other.0.strip_prefix(&*self.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
     /// True for `/`.
@@ -69,16 +62,10 @@ impl FromStr for Namespace {
     fn from_str(text: &str) -> Result<Self, NamespaceError> {
         let well_formed = text == "/"
             || text.strip_prefix('/').is_some_and(|path| {
-                path.split('/').all(|part| {
-                    !part.is_empty()
-                        && !part.contains(|c: char| c.is_whitespace() || c.is_control())
-                })
+                path.split('/')
+                    .all(|part| !part.is_empty() && !part.contains(|c: char| c.is_whitespace() || c.is_control()))
             });
-        if well_formed {
-            Ok(Self(text.into()))
-        } else {
-            Err(NamespaceError(text.to_owned()))
-        }
+        if well_formed { Ok(Self(text.into())) } else { Err(NamespaceError(text.to_owned())) }
     }
 }
 

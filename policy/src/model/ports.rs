@@ -28,11 +28,7 @@ impl PortRange {
 
     /// Every port of a protocol.
     pub fn all(protocol: u8) -> Self {
-        Self {
-            protocol,
-            low: 0,
-            high: u16::MAX,
-        }
+        Self { protocol, low: 0, high: u16::MAX }
     }
 
     /// True when the range holds this port of this protocol.
@@ -87,32 +83,41 @@ impl PortRange {
     }
 }
 
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match protocol_name(self.protocol) {
+            Some(name) => f.write_str(name)?,
+            None => write!(f, "protocol {}", self.protocol)?,
+        }
+        if self.is_all() {
+            return Ok(());
+        }
+        f.write_str("/")?;
+        self.fmt_bounds(f)
+    }
+}
+
 /// Writes port ranges as the rule language does, such as `tcp/80,443 udp/53`.
 pub(super) fn fmt_ports(ports: &[PortRange], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let mut open: Option<u8> = None;
     for range in ports {
-        if range.is_all() {
-            write!(f, " {}", protocol_name(range.protocol))?;
-            open = None;
-            continue;
-        }
-        if open == Some(range.protocol) {
+        if open == Some(range.protocol) && !range.is_all() {
             f.write_str(",")?;
+            range.fmt_bounds(f)?;
         } else {
-            write!(f, " {}/", protocol_name(range.protocol))?;
-            open = Some(range.protocol);
+            write!(f, " {range}")?;
+            open = (!range.is_all()).then_some(range.protocol);
         }
-        range.fmt_bounds(f)?;
     }
     Ok(())
 }
 
-fn protocol_name(protocol: u8) -> &'static str {
-    match protocol {
+fn protocol_name(protocol: u8) -> Option<&'static str> {
+    Some(match protocol {
         PortRange::TCP => "tcp",
         PortRange::UDP => "udp",
         PortRange::ICMP => "icmp",
         PortRange::ICMP6 => "icmp6",
-        _ => "unknown",
-    }
+        _ => return None,
+    })
 }

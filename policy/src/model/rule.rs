@@ -13,9 +13,7 @@ use super::{Namespace, PortRange, Side};
 ///
 /// Keeps its value while the rule's full name and text stay the same, whatever happens to other
 /// rules; never given to another rule in the life of a [`crate::Compiled`].
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RuleId(pub u32);
 
 /// What a rule, or the default, says of a connection.
@@ -86,32 +84,15 @@ impl RuleId {
 impl Rule {
     /// True when the rule speaks about this port of this protocol.
     pub fn covers(&self, protocol: u8, port: u16) -> bool {
-        self.ports.is_empty()
-            || self
-                .ports
-                .iter()
-                .any(|range| range.contains(protocol, port))
+        self.ports.is_empty() || self.ports.iter().any(|range| range.contains(protocol, port))
     }
 }
 
 impl PolicyRule {
     /// Puts a rule into a policy at a position (counted from 1).
-    pub fn new(
-        policy: Arc<str>,
-        namespace: Namespace,
-        position: u32,
-        location: Location,
-        rule: Rule,
-    ) -> Self {
+    pub fn new(policy: Arc<str>, namespace: Namespace, position: u32, location: Location, rule: Rule) -> Self {
         let digest = digest(&policy, &namespace, &rule);
-        Self {
-            policy,
-            namespace,
-            position,
-            location,
-            rule,
-            digest,
-        }
+        Self { policy, namespace, position, location, rule, digest }
     }
 
     /// Name of the policy.
@@ -158,12 +139,7 @@ impl PolicyRule {
 /// that no text can be prepared to collide.
 fn digest(policy: &str, namespace: &Namespace, rule: &Rule) -> u128 {
     static KEY: OnceLock<(u64, u64)> = OnceLock::new();
-    let (k0, k1) = *KEY.get_or_init(|| {
-        (
-            RandomState::new().hash_one(0),
-            RandomState::new().hash_one(1),
-        )
-    });
+    let (k0, k1) = *KEY.get_or_init(|| (RandomState::new().hash_one(0), RandomState::new().hash_one(1)));
     let mut hasher = SipHasher13::new_with_keys(k0, k1);
     (policy, namespace, rule).hash(&mut hasher);
     hasher.finish128().as_u128()
@@ -197,11 +173,7 @@ impl fmt::Display for Rule {
         }
         write!(f, "{} {} -> {}", self.action, self.subject, self.object)?;
         fmt_ports(&self.ports, f)?;
-        for (set, word) in [
-            (self.encrypt, " encrypt"),
-            (self.log, " log"),
-            (self.observe, " observe"),
-        ] {
+        for (set, word) in [(self.encrypt, " encrypt"), (self.log, " log"), (self.observe, " observe")] {
             if set {
                 f.write_str(word)?;
             }

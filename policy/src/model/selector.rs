@@ -62,18 +62,14 @@ pub struct Networks {
 impl Side {
     /// The side that matches every PU.
     pub fn any() -> Self {
-        Self::Tags(Selector {
-            alternatives: vec![vec![]],
-        })
+        Self::Tags(Selector { alternatives: vec![vec![]] })
     }
 
     /// True when the identity is meant by this side.
     pub fn matches(&self, identity: &Identity) -> bool {
         match (self, identity) {
             (Self::Tags(selector), Identity::Pu { tags, .. }) => selector.matches(tags),
-            (Self::Net(networks), Identity::External { networks: covering }) => {
-                networks.matches(covering)
-            }
+            (Self::Net(networks), Identity::External { networks: covering }) => networks.matches(covering),
             _ => false,
         }
     }
@@ -82,9 +78,7 @@ impl Side {
 impl Selector {
     /// True when some alternative holds for the tags.
     pub fn matches(&self, tags: &Tags) -> bool {
-        self.alternatives
-            .iter()
-            .any(|clauses| clauses.iter().all(|clause| clause.matches(tags)))
+        self.alternatives.iter().any(|clauses| clauses.iter().all(|clause| clause.matches(tags)))
     }
 }
 
@@ -110,10 +104,7 @@ impl Networks {
     /// True when an address known to be inside all of `covering` is meant.
     pub fn matches<'a>(&self, covering: impl IntoIterator<Item = &'a IpNet> + Clone) -> bool {
         let holds = |prefixes: &[IpNet]| {
-            covering
-                .clone()
-                .into_iter()
-                .any(|net| prefixes.iter().any(|prefix| prefix.contains(net)))
+            covering.clone().into_iter().any(|net| prefixes.iter().any(|prefix| prefix.contains(net)))
         };
         holds(&self.include) && !holds(&self.except)
     }
@@ -150,10 +141,7 @@ impl fmt::Display for Selector {
 
 impl fmt::Display for Clause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let key = Key {
-            key: &self.key,
-            alone: matches!(self.operator, Operator::Exists | Operator::NotExists),
-        };
+        let key = Key { key: &self.key, alone: matches!(self.operator, Operator::Exists | Operator::NotExists) };
         match &self.operator {
             Operator::Equals(value) => write!(f, "{key}={}", Quoted(value)),
             Operator::NotEquals(value) => write!(f, "{key}!={}", Quoted(value)),
@@ -206,11 +194,7 @@ struct Key<'a> {
 impl fmt::Display for Key<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let taken = starts_port_list(self.key) || (self.alone && looks_like_ports(self.key));
-        if taken || !is_bare(self.key) {
-            write_quoted(self.key, f)
-        } else {
-            f.write_str(self.key)
-        }
+        if taken || !is_bare(self.key) { write_quoted(self.key, f) } else { f.write_str(self.key) }
     }
 }
 
@@ -219,11 +203,7 @@ struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if is_bare(self.0) {
-            f.write_str(self.0)
-        } else {
-            write_quoted(self.0, f)
-        }
+        if is_bare(self.0) { f.write_str(self.0) } else { write_quoted(self.0, f) }
     }
 }
 
@@ -254,10 +234,7 @@ mod tests {
     use super::*;
 
     fn clause(operator: Operator) -> Clause {
-        Clause {
-            key: "k".into(),
-            operator,
-        }
+        Clause { key: "k".into(), operator }
     }
 
     fn tags(values: &[&str]) -> Tags {
@@ -293,10 +270,7 @@ mod tests {
         let selector = Selector {
             alternatives: vec![vec![
                 clause(Operator::Equals("a".into())),
-                Clause {
-                    key: "other".into(),
-                    operator: Operator::Exists,
-                },
+                Clause { key: "other".into(), operator: Operator::Exists },
             ]],
         };
         assert!(!selector.matches(&tags(&["a", "b"])));
@@ -304,10 +278,8 @@ mod tests {
 
     #[test]
     fn excepted_networks_are_cut_out() {
-        let networks = Networks {
-            include: vec!["10.0.0.0/8".parse().unwrap()],
-            except: vec!["10.1.0.0/16".parse().unwrap()],
-        };
+        let networks =
+            Networks { include: vec!["10.0.0.0/8".parse().unwrap()], except: vec!["10.1.0.0/16".parse().unwrap()] };
         let side = Side::Net(networks);
         let at = |address: &str| side.matches(&Identity::external(address.parse().unwrap()));
         assert!(at("10.2.0.1"));
@@ -318,10 +290,7 @@ mod tests {
 
     #[test]
     fn any_is_every_pu_and_no_external_network() {
-        let nobody = Identity::Pu {
-            namespace: super::super::Namespace::root(),
-            tags: Tags::new(),
-        };
+        let nobody = Identity::Pu { namespace: super::super::Namespace::root(), tags: Tags::new() };
         assert!(Side::any().matches(&nobody));
         assert!(!Side::any().matches(&Identity::external("10.0.0.1".parse().unwrap())));
     }

@@ -32,12 +32,7 @@ pub(super) struct Fault {
 
 impl PolicyError {
     pub(crate) fn at(location: &Location, message: String) -> Self {
-        Self {
-            file: location.file.clone(),
-            line: location.line,
-            column: location.column,
-            message,
-        }
+        Self { file: location.file.clone(), line: location.line, column: location.column, message }
     }
 }
 
@@ -55,10 +50,7 @@ impl PolicyErrors {
 
 impl Fault {
     pub fn new(offset: usize, message: impl Into<String>) -> Self {
-        Self {
-            offset,
-            message: message.into(),
-        }
+        Self { offset, message: message.into() }
     }
 
     /// Position in `text`, both from 1, the column in characters.

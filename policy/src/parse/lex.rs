@@ -38,15 +38,8 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Token>, Fault> {
             rest = &rest[first.len_utf8()..];
             continue;
         }
-        let (kind, length) = token(rest, first).map_err(|(at, message)| Fault {
-            offset: start + at,
-            message,
-        })?;
-        tokens.push(Token {
-            kind,
-            start,
-            end: start + length,
-        });
+        let (kind, length) = token(rest, first).map_err(|(at, message)| Fault { offset: start + at, message })?;
+        tokens.push(Token { kind, start, end: start + length });
         rest = &rest[length..];
     }
     Ok(tokens)
@@ -76,12 +69,7 @@ fn token(rest: &str, first: char) -> Result<(Kind, usize), (usize, String)> {
             let length = word_length(rest);
             Ok((Kind::Word(rest[..length].to_owned()), length))
         }
-        c => Err((
-            0,
-            format!(
-                "unexpected character {c:?}: expected a word, or quotes around a value that holds it"
-            ),
-        )),
+        c => Err((0, format!("unexpected character {c:?}: expected a word, or quotes around a value that holds it"))),
     }
 }
 

@@ -5,8 +5,7 @@ use ipnet::IpNet;
 use super::error::Fault;
 use super::lex::{Kind, Token, tokens};
 use crate::model::{
-    Action, Clause, Networks, Operator, PortRange, Rule, Selector, Side, is_keyword,
-    looks_like_ports, starts_port_list,
+    Action, Clause, Networks, Operator, PortRange, Rule, Selector, Side, is_keyword, looks_like_ports, starts_port_list,
 };
 
 /// A whole rule line.
@@ -61,31 +60,25 @@ pub(super) fn check_except(include: &[IpNet], except: &IpNet) -> Result<(), Stri
     if include.iter().any(|net| net.contains(except)) {
         return Ok(());
     }
-    Err(format!(
-        "`{except}` excepts nothing: expected a prefix inside one of those before `except`"
-    ))
+    Err(format!("`{except}` excepts nothing: expected a prefix inside one of those before `except`"))
 }
 
 /// Names of rules and policies appear in logs and as `policy/rule`.
 pub(super) fn check_name(name: &str) -> Result<(), String> {
-    let well_formed = !name.is_empty()
-        && name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
+    let well_formed =
+        !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
     if well_formed {
         return Ok(());
     }
-    Err(format!(
-        "name {name:?} is malformed: expected letters, digits, `_`, `-` and `.`"
-    ))
+    Err(format!("name {name:?} is malformed: expected letters, digits, `_`, `-` and `.`"))
 }
 
 /// Rejects an alternative that would require two different things of the reader.
 pub(super) fn check_sides(subject: &Side, object: &Side) -> Result<(), String> {
     match (subject, object) {
-        (Side::Net(_), Side::Net(_)) => Err(
-            "both sides are external networks: expected a selector of PUs on one side".to_owned(),
-        ),
+        (Side::Net(_), Side::Net(_)) => {
+            Err("both sides are external networks: expected a selector of PUs on one side".to_owned())
+        }
         _ => Ok(()),
     }
 }
@@ -100,11 +93,7 @@ struct Cursor {
 
 impl Cursor {
     fn new(text: &str) -> Result<Self, Fault> {
-        Ok(Self {
-            tokens: tokens(text)?,
-            at: 0,
-            end: text.trim_end().len(),
-        })
+        Ok(Self { tokens: tokens(text)?, at: 0, end: text.trim_end().len() })
     }
 
     fn rule(&mut self) -> Result<Rule, Fault> {
@@ -123,16 +112,8 @@ impl Cursor {
         let object_at = self.offset();
         let object = self.side()?;
         check_sides(&subject, &object).map_err(|message| Fault::new(object_at, message))?;
-        let mut rule = Rule {
-            name,
-            action,
-            subject,
-            object,
-            ports: Vec::new(),
-            encrypt: false,
-            log: false,
-            observe: false,
-        };
+        let mut rule =
+            Rule { name, action, subject, object, ports: Vec::new(), encrypt: false, log: false, observe: false };
         self.tail(&mut rule)?;
         Ok(rule)
     }
@@ -194,16 +175,14 @@ impl Cursor {
     }
 
     fn clause(&mut self) -> Result<Clause, Fault> {
-        const EXPECTED: &str = "a clause such as k=v, k!=v, k in (a,b), k not in (a,b), k=pre*, k or !k, or `any`, or `net …`";
+        const EXPECTED: &str =
+            "a clause such as k=v, k!=v, k in (a,b), k not in (a,b), k=pre*, k or !k, or `any`, or `net …`";
         if self.take(&Kind::Bang) {
             let key = self.key("a tag key after `!`")?;
             if matches!(self.peek(), Some(Kind::Equal | Kind::NotEqual)) {
                 return Err(self.expected("nothing after `!key`; a value is refused with `k!=v`"));
             }
-            return Ok(Clause {
-                key,
-                operator: Operator::NotExists,
-            });
+            return Ok(Clause { key, operator: Operator::NotExists });
         }
         let at = self.offset();
         let bare = matches!(self.peek(), Some(Kind::Word(_)));
@@ -279,9 +258,9 @@ impl Cursor {
     fn literal(&mut self, expected: &str) -> Result<String, Fault> {
         let value = self.text(expected)?;
         if self.star_follows() {
-            return Err(self.expected(
-                "a whole value: a prefix may only follow `=`; quote a `*` that is meant literally",
-            ));
+            return Err(
+                self.expected("a whole value: a prefix may only follow `=`; quote a `*` that is meant literally")
+            );
         }
         Ok(value)
     }
@@ -301,18 +280,12 @@ impl Cursor {
         let Some(before) = self.at.checked_sub(1).and_then(|at| self.tokens.get(at)) else {
             return false;
         };
-        self.tokens
-            .get(self.at)
-            .is_some_and(|token| token.kind == Kind::Star && token.start == before.end)
+        self.tokens.get(self.at).is_some_and(|token| token.kind == Kind::Star && token.start == before.end)
     }
 
     fn networks(&mut self) -> Result<Networks, Fault> {
         let include = self.network_list(&[])?;
-        let except = if self.take_word("except") {
-            self.network_list(&include)?
-        } else {
-            Vec::new()
-        };
+        let except = if self.take_word("except") { self.network_list(&include)? } else { Vec::new() };
         Ok(Networks { include, except })
     }
 
@@ -400,9 +373,7 @@ impl Cursor {
 pub(super) fn check_encrypt(action: Action) -> Result<(), String> {
     match action {
         Action::Allow => Ok(()),
-        Action::Deny => {
-            Err("`encrypt` has no meaning in a deny rule: expected it on `allow` only".to_owned())
-        }
+        Action::Deny => Err("`encrypt` has no meaning in a deny rule: expected it on `allow` only".to_owned()),
     }
 }
 
@@ -416,41 +387,29 @@ fn range(protocol: u8, text: &str) -> Result<PortRange, String> {
         None => bounds(protocol, text)?,
     };
     if low > high {
-        return Err(format!(
-            "range `{text}` runs backwards: expected the lower bound first"
-        ));
+        return Err(format!("range `{text}` runs backwards: expected the lower bound first"));
     }
-    Ok(PortRange {
-        protocol,
-        low,
-        high,
-    })
+    Ok(PortRange { protocol, low, high })
 }
 
 /// Lowest and highest port that one bound of a range stands for: an ICMP type means all its codes.
 fn bounds(protocol: u8, text: &str) -> Result<(u16, u16), String> {
     if !PortRange::is_icmp(protocol) {
-        let port = number::<u16>(text)
-            .ok_or_else(|| format!("`{text}` is not a port: expected a number from 0 to 65535, or a range such as 9000-9010"))?;
+        let port = number::<u16>(text).ok_or_else(|| {
+            format!("`{text}` is not a port: expected a number from 0 to 65535, or a range such as 9000-9010")
+        })?;
         return Ok((port, port));
     }
-    let bad =
-        || format!("`{text}` is not an ICMP type: expected a type from 0 to 255, or type:code");
+    let bad = || format!("`{text}` is not an ICMP type: expected a type from 0 to 255, or type:code");
     let (kind, code) = match text.split_once(':') {
         Some((kind, code)) => (kind, Some(number::<u8>(code).ok_or_else(bad)?)),
         None => (text, None),
     };
     let kind = number::<u8>(kind).ok_or_else(bad)?;
-    Ok((
-        u16::from_be_bytes([kind, code.unwrap_or(0)]),
-        u16::from_be_bytes([kind, code.unwrap_or(u8::MAX)]),
-    ))
+    Ok((u16::from_be_bytes([kind, code.unwrap_or(0)]), u16::from_be_bytes([kind, code.unwrap_or(u8::MAX)])))
 }
 
 /// `FromStr` of integers takes a leading `+`; a port has none.
 fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
-    text.chars()
-        .all(|c| c.is_ascii_digit())
-        .then(|| text.parse().ok())
-        .flatten()
+    text.chars().all(|c| c.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }

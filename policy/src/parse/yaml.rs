@@ -5,25 +5,16 @@ use ipnet::IpNet;
 use super::error::{Fault, PolicyError};
 use super::line;
 use super::yaml_tree::{Content, Node, Scalar, documents};
-use crate::model::{
-    Action, Clause, Namespace, Networks, Operator, PolicyRule, PortRange, Rule, Selector, Side,
-};
+use crate::model::{Action, Clause, Namespace, Networks, Operator, PolicyRule, PortRange, Rule, Selector, Side};
 
 type Parsed<T> = Result<T, PolicyError>;
 
 const POLICY_KEYS: [&str; 3] = ["name", "namespace", "rules"];
-const RULE_KEYS: [&str; 8] = [
-    "name", "action", "from", "to", "ports", "encrypt", "log", "observe",
-];
+const RULE_KEYS: [&str; 8] = ["name", "action", "from", "to", "ports", "encrypt", "log", "observe"];
 const SIDE_KEYS: [&str; 4] = ["any", "tags", "net", "except"];
 
 /// Reads a policy file, adding to `rules` what is well-formed and to `errors` what is not.
-pub(super) fn file(
-    file: &str,
-    text: &str,
-    rules: &mut Vec<PolicyRule>,
-    errors: &mut Vec<PolicyError>,
-) {
+pub(super) fn file(file: &str, text: &str, rules: &mut Vec<PolicyRule>, errors: &mut Vec<PolicyError>) {
     let file: Arc<str> = file.into();
     let documents = match documents(&file, text) {
         Ok(documents) => documents,
@@ -49,9 +40,7 @@ fn policy(node: &Node, rules: &mut Vec<PolicyRule>, errors: &mut Vec<PolicyError
         let name = text(name_node)?;
         line::check_name(name).map_err(|message| name_node.error(message))?;
         let namespace = match fields.get("namespace") {
-            Some(node) => text(node)?
-                .parse()
-                .map_err(|error| node.error(format!("{error}")))?,
+            Some(node) => text(node)?.parse().map_err(|error| node.error(format!("{error}")))?,
             None => Namespace::root(),
         };
         let rules = fields.require("rules")?;
@@ -59,9 +48,7 @@ fn policy(node: &Node, rules: &mut Vec<PolicyRule>, errors: &mut Vec<PolicyError
             Content::List(rules) => rules.as_slice(),
             Content::Scalar(scalar) if scalar.is_null() => &[],
             _ => {
-                return Err(
-                    rules.error(format!("found {}: expected a list of rules", rules.kind()))
-                );
+                return Err(rules.error(format!("found {}: expected a list of rules", rules.kind())));
             }
         };
         Ok((name.into(), namespace, rules))
@@ -102,9 +89,7 @@ fn is_named_line(key: &Node, value: &Node) -> bool {
     match (&key.content, &value.content) {
         (Content::Scalar(key), Content::Scalar(value)) => {
             !RULE_KEYS.contains(&key.text.as_str())
-                && ["allow", "deny"]
-                    .iter()
-                    .any(|verb| value.text.split_whitespace().next() == Some(verb))
+                && ["allow", "deny"].iter().any(|verb| value.text.split_whitespace().next() == Some(verb))
         }
         _ => false,
     }
@@ -149,11 +134,7 @@ fn rule_mapping(node: &Node) -> Parsed<Rule> {
         action,
         subject,
         object,
-        ports: fields
-            .get("ports")
-            .map(ports)
-            .transpose()?
-            .unwrap_or_default(),
+        ports: fields.get("ports").map(ports).transpose()?.unwrap_or_default(),
         encrypt,
         log: fields.flag("log")?,
         observe: fields.flag("observe")?,
@@ -162,9 +143,7 @@ fn rule_mapping(node: &Node) -> Parsed<Rule> {
 
 fn side(node: &Node) -> Parsed<Side> {
     match &node.content {
-        Content::Scalar(scalar) => {
-            line::side(&scalar.text).map_err(|f| scalar.locate(&node.location, f))
-        }
+        Content::Scalar(scalar) => line::side(&scalar.text).map_err(|f| scalar.locate(&node.location, f)),
         Content::List(items) => alternatives(node, items),
         Content::Map(_) => side_mapping(node),
     }
@@ -177,7 +156,9 @@ fn alternatives(node: &Node, items: &[Node]) -> Parsed<Side> {
         match line::side(text(item)?).map_err(|fault| locate(item, fault))? {
             Side::Tags(selector) => alternatives.extend(selector.alternatives),
             Side::Net(_) => {
-                return Err(item.error("found a network among alternatives: expected a selector of tags; write networks as {net: [...]}"));
+                return Err(item.error(
+                    "found a network among alternatives: expected a selector of tags; write networks as {net: [...]}",
+                ));
             }
         }
     }
@@ -193,27 +174,18 @@ fn side_mapping(node: &Node) -> Parsed<Side> {
     match (fields.get("any"), fields.get("tags"), fields.get("net")) {
         (Some(any), None, None) if fields.get("except").is_none() => match fields.flag("any")? {
             true => Ok(Side::any()),
-            false => {
-                Err(any.error("found `false`: expected `true`, or `tags` or `net` in its place"))
-            }
+            false => Err(any.error("found `false`: expected `true`, or `tags` or `net` in its place")),
         },
         (None, Some(tags), None) if fields.get("except").is_none() => tag_mapping(tags),
         (None, None, Some(net)) => {
             let include = networks(net)?;
-            let except = fields
-                .get("except")
-                .map(networks)
-                .transpose()?
-                .unwrap_or_default();
+            let except = fields.get("except").map(networks).transpose()?.unwrap_or_default();
             for (net, node) in &except {
                 let include: Vec<IpNet> = include.iter().map(|(net, _)| *net).collect();
                 line::check_except(&include, net).map_err(|message| node.error(message))?;
             }
             let strip = |list: Vec<(IpNet, &Node)>| list.into_iter().map(|(net, _)| net).collect();
-            Ok(Side::Net(Networks {
-                include: strip(include),
-                except: strip(except),
-            }))
+            Ok(Side::Net(Networks { include: strip(include), except: strip(except) }))
         }
         _ => Err(one_of()),
     }
@@ -221,30 +193,25 @@ fn side_mapping(node: &Node) -> Parsed<Side> {
 
 /// `tags: {app: web, user: [a, b]}`, or a selector in its text form.
 fn tag_mapping(node: &Node) -> Parsed<Side> {
-    let entries =
-        match &node.content {
-            Content::Map(entries) if !entries.is_empty() => entries,
-            Content::Scalar(scalar) if !scalar.is_null() => {
-                return match side(node)? {
-                    Side::Net(_) => Err(node
-                        .error("found a network: expected tags; write `net` in place of `tags`")),
-                    tags => Ok(tags),
-                };
-            }
-            _ => {
-                return Err(node.error(format!(
-                    "found {}: expected a mapping of tag keys to values, or a selector",
-                    node.kind()
-                )));
-            }
-        };
+    let entries = match &node.content {
+        Content::Map(entries) if !entries.is_empty() => entries,
+        Content::Scalar(scalar) if !scalar.is_null() => {
+            return match side(node)? {
+                Side::Net(_) => Err(node.error("found a network: expected tags; write `net` in place of `tags`")),
+                tags => Ok(tags),
+            };
+        }
+        _ => {
+            return Err(
+                node.error(format!("found {}: expected a mapping of tag keys to values, or a selector", node.kind()))
+            );
+        }
+    };
     let mut clauses: Vec<Clause> = Vec::new();
     for (key_node, value) in entries {
         let key = text(key_node)?;
         if clauses.iter().any(|clause| clause.key == key) {
-            return Err(key_node.error(format!(
-                "key `{key}` is given twice: expected each key once"
-            )));
+            return Err(key_node.error(format!("key `{key}` is given twice: expected each key once")));
         }
         let operator = match &value.content {
             Content::List(items) if !items.is_empty() => {
@@ -255,14 +222,9 @@ fn tag_mapping(node: &Node) -> Parsed<Side> {
             }
             _ => Operator::Equals(tag_value(value)?),
         };
-        clauses.push(Clause {
-            key: key.to_owned(),
-            operator,
-        });
+        clauses.push(Clause { key: key.to_owned(), operator });
     }
-    Ok(Side::Tags(Selector {
-        alternatives: vec![clauses],
-    }))
+    Ok(Side::Tags(Selector { alternatives: vec![clauses] }))
 }
 
 /// YAML's quotes cannot say whether a `*` is meant as a prefix, so it is not taken at all here.
@@ -278,10 +240,7 @@ fn tag_value(node: &Node) -> Parsed<String> {
 
 fn networks(node: &Node) -> Parsed<Vec<(IpNet, &Node)>> {
     let one = |node: &'_ Node| -> Parsed<Vec<IpNet>> {
-        text(node)?
-            .split(',')
-            .map(|word| line::network(word.trim()).map_err(|message| node.error(message)))
-            .collect()
+        text(node)?.split(',').map(|word| line::network(word.trim()).map_err(|message| node.error(message))).collect()
     };
     let items = match &node.content {
         Content::List(items) if !items.is_empty() => items.as_slice(),
@@ -299,13 +258,8 @@ fn networks(node: &Node) -> Parsed<Vec<(IpNet, &Node)>> {
 
 fn ports(node: &Node) -> Parsed<Vec<PortRange>> {
     let one = |node: &Node| match &node.content {
-        Content::Scalar(scalar) => {
-            line::ports(&scalar.text).map_err(|f| scalar.locate(&node.location, f))
-        }
-        _ => Err(node.error(format!(
-            "found {}: expected ports such as tcp/443",
-            node.kind()
-        ))),
+        Content::Scalar(scalar) => line::ports(&scalar.text).map_err(|f| scalar.locate(&node.location, f)),
+        _ => Err(node.error(format!("found {}: expected ports such as tcp/443", node.kind()))),
     };
     let items = match &node.content {
         Content::List(items) => items.as_slice(),
@@ -316,7 +270,9 @@ fn ports(node: &Node) -> Parsed<Vec<PortRange>> {
         ports.extend(one(item)?);
     }
     if ports.is_empty() {
-        return Err(node.error("found no ports: expected at least one such as tcp/443; leave `ports` out to mean every protocol and port"));
+        return Err(node.error(
+            "found no ports: expected at least one such as tcp/443; leave `ports` out to mean every protocol and port",
+        ));
     }
     Ok(ports)
 }
@@ -350,45 +306,30 @@ impl<'a> Fields<'a> {
     fn new(node: &'a Node, what: &'static str, known: &[&str]) -> Parsed<Self> {
         let expected = known.join(", ");
         let Content::Map(pairs) = &node.content else {
-            return Err(node.error(format!(
-                "found {}: expected {what}, a mapping with the keys {expected}",
-                node.kind()
-            )));
+            return Err(
+                node.error(format!("found {}: expected {what}, a mapping with the keys {expected}", node.kind()))
+            );
         };
         let mut entries: Vec<(&str, &Node)> = Vec::new();
         for (key_node, value) in pairs {
             let key = text(key_node)?;
             if !known.contains(&key) {
-                return Err(key_node.error(format!(
-                    "unknown key `{key}` in {what}: expected one of {expected}"
-                )));
+                return Err(key_node.error(format!("unknown key `{key}` in {what}: expected one of {expected}")));
             }
             if entries.iter().any(|(seen, _)| *seen == key) {
-                return Err(key_node.error(format!(
-                    "key `{key}` is given twice: expected each key once"
-                )));
+                return Err(key_node.error(format!("key `{key}` is given twice: expected each key once")));
             }
             entries.push((key, value));
         }
-        Ok(Self {
-            node,
-            what,
-            entries,
-        })
+        Ok(Self { node, what, entries })
     }
 
     fn get(&self, key: &str) -> Option<&'a Node> {
-        self.entries
-            .iter()
-            .find(|(found, _)| *found == key)
-            .map(|&(_, node)| node)
+        self.entries.iter().find(|(found, _)| *found == key).map(|&(_, node)| node)
     }
 
     fn require(&self, key: &str) -> Parsed<&'a Node> {
-        self.get(key).ok_or_else(|| {
-            self.node
-                .error(format!("{} without `{key}`: expected that key", self.what))
-        })
+        self.get(key).ok_or_else(|| self.node.error(format!("{} without `{key}`: expected that key", self.what)))
     }
 
     fn flag(&self, key: &str) -> Parsed<bool> {
@@ -398,9 +339,7 @@ impl<'a> Fields<'a> {
         match &node.content {
             Content::Scalar(scalar) if scalar.plain && scalar.text == "true" => Ok(true),
             Content::Scalar(scalar) if scalar.plain && scalar.text == "false" => Ok(false),
-            _ => Err(node.error(format!(
-                "`{key}` is neither true nor false: expected `true` or `false`"
-            ))),
+            _ => Err(node.error(format!("`{key}` is neither true nor false: expected `true` or `false`"))),
         }
     }
 }

@@ -63,13 +63,7 @@ impl Scalar {
 
 /// Reads every document of a file.
 pub(super) fn documents(file: &Arc<str>, text: &str) -> Result<Vec<Node>, PolicyError> {
-    Builder {
-        file,
-        lines: text.lines().collect(),
-        open: Vec::new(),
-        documents: Vec::new(),
-    }
-    .run(text)
+    Builder { file, lines: text.lines().collect(), open: Vec::new(), documents: Vec::new() }.run(text)
 }
 
 /// Deeper nesting than any policy has; without a bound, dropping the tree could exhaust the stack.
@@ -113,23 +107,20 @@ impl Builder<'_> {
                 "YAML aliases are not supported: expected the value itself (quote a text that starts with `*`)"
                     .to_owned(),
             )),
-            Event::Scalar(_, _, _, Some(_))
-            | Event::SequenceStart(_, Some(_))
-            | Event::MappingStart(_, Some(_)) => Err(PolicyError::at(
-                &location,
-                "YAML tags are not supported: expected a plain value (quote a text that starts with `!`)"
-                    .to_owned(),
-            )),
+            Event::Scalar(_, _, _, Some(_)) | Event::SequenceStart(_, Some(_)) | Event::MappingStart(_, Some(_)) => {
+                Err(PolicyError::at(
+                    &location,
+                    "YAML tags are not supported: expected a plain value (quote a text that starts with `!`)"
+                        .to_owned(),
+                ))
+            }
             Event::Scalar(value, style, _, None) => {
                 let scalar = Scalar {
                     verbatim: self.verbatim(&span.start, &value, style),
                     text: value.into_owned(),
                     plain: style == ScalarStyle::Plain,
                 };
-                self.push(Node {
-                    location,
-                    content: Content::Scalar(scalar),
-                })
+                self.push(Node { location, content: Content::Scalar(scalar) })
             }
             Event::SequenceStart(..) => self.open(location, false),
             Event::MappingStart(..) => self.open(location, true),
@@ -145,13 +136,7 @@ impl Builder<'_> {
                 format!("nested more than {MAX_DEPTH} deep: expected a list of policies"),
             ));
         }
-        self.open.push(Open {
-            location,
-            is_map,
-            key: None,
-            items: Vec::new(),
-            entries: Vec::new(),
-        });
+        self.open.push(Open { location, is_map, key: None, items: Vec::new(), entries: Vec::new() });
         Ok(())
     }
 
@@ -163,10 +148,7 @@ impl Builder<'_> {
             true => Content::Map(open.entries),
             false => Content::List(open.items),
         };
-        self.push(Node {
-            location: open.location,
-            content,
-        })
+        self.push(Node { location: open.location, content })
     }
 
     fn push(&mut self, node: Node) -> Result<(), PolicyError> {
@@ -186,11 +168,7 @@ impl Builder<'_> {
 
     fn location(&self, marker: &Marker) -> Location {
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        Location {
-            file: self.file.clone(),
-            line: narrow(marker.line().max(1)),
-            column: narrow(marker.col() + 1),
-        }
+        Location { file: self.file.clone(), line: narrow(marker.line().max(1)), column: narrow(marker.col() + 1) }
     }
 
     /// Escapes, folding and indentation move text; only where the file holds the very text on one
