@@ -1,6 +1,7 @@
 //! A run's marks on the machine, and their removal: at the end, on Ctrl-C, and after a crash.
 
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, Mutex, Once};
@@ -27,7 +28,11 @@ pub(crate) fn begin(name: &str) -> Result<String> {
     lock(&LIVE).push(run.clone());
     sweep_dead_runs();
     let directory = directory(&run);
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    // It will hold private keys and a socket that gives identities away.
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
     fs::write(directory.join(OWNER), own_mark()?)?;
     Ok(run)
 }

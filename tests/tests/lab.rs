@@ -166,6 +166,28 @@ fn a_lab_leaves_nothing_behind() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_next_lab_sweeps_what_a_crash_left() -> Result<()> {
+    // No process has this id: it is beyond the kernel's largest.
+    let dead = "crashed-4194305-0";
+    let directory = std::env::temp_dir().join(format!("enf-{dead}"));
+    let cgroup = cgroup2_mount()?.join(format!("enf-{dead}"));
+    fs::create_dir_all(cgroup.join("a"))?;
+    let netns = std::process::Command::new("ip").args(["netns", "add", &format!("enf-{dead}-a")]).status()?;
+    assert!(netns.success());
+    fs::create_dir_all(&directory)?;
+    assert_eq!(traces(dead)?.len(), 3);
+    fs::write(directory.join("owner"), "4194305 1")?;
+    let _lab = Lab::new("sweep")?;
+    // A lab of another test may have begun to sweep first, and still be at it.
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while !traces(dead)?.is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(traces(dead)?, BTreeSet::new());
+    Ok(())
+}
+
 /// Every name on the machine that carries the run's.
 fn traces(run: &str) -> Result<BTreeSet<String>> {
     let places = ["/run/netns".into(), "/sys/fs/bpf".into(), std::env::temp_dir(), cgroup2_mount()?];
