@@ -22,7 +22,7 @@ pub const PU_TOO_DEEP: u32 = u32::MAX;
 pub const CONFIG_UNMANAGED_DENY: u32 = 1;
 /// Strangers (no identity carried) are answered with a reset instead of silence.
 pub const CONFIG_STRANGERS_REJECT: u32 = 2;
-/// At least one PU is attributed by interface.
+/// At least one PU exists.
 pub const CONFIG_HAS_PU: u32 = 4;
 
 /// The one entry of the map `CONFIG`; written by the agent only.

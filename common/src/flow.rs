@@ -55,6 +55,8 @@ pub const FLAG_RST: u8 = 4;
 pub const FLAG_LOG: u8 = 8;
 /// A RETRY was followed already.
 pub const FLAG_RETRIED: u8 = 16;
+/// This end sent its credential in the SYN-ACK.
+pub const FLAG_CREDENTIAL_SENT: u8 = 32;
 
 /// Value of the map `FLOWS`.
 #[repr(C)]

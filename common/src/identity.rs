@@ -31,6 +31,10 @@ pub struct Credential {
     pub len: u32,
     /// Second part of the hash.
     pub hash_mac: u64,
+    /// One's-complement sum of `bytes[..len]`, not folded or inverted (RFC 1071), as `bpf_csum_diff` returns it.
+    pub csum: u32,
+    /// Zero.
+    pub pad: u32,
     /// The encoded credential.
     pub bytes: [u8; CREDENTIAL_MAX + 4],
 }

@@ -1,0 +1,177 @@
+//! Which PU a packet belongs to. The truth is the socket's own storage; cgroup and interface lead to it.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple},
+    cty::c_void,
+    helpers::generated::{
+        bpf_get_listener_sock, bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
+    },
+    programs::TcContext,
+};
+use common::{
+    abi::{MAX_CGROUP_DEPTH, PU_TOO_DEEP},
+    flow::FlowKey,
+    identity::Pu,
+};
+
+use crate::{
+    maps::{PU_CGROUPS, PU_IFACES, PU_SOCKETS, PUS},
+    packet::{Ip, TCP},
+};
+
+/// How a hook finds the PU.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// By the socket that sent, or will receive.
+    Socket,
+    /// By the interface the program is attached to.
+    Interface,
+}
+
+/// PU number of an unmanaged packet.
+pub const UNMANAGED: u32 = 0;
+
+impl Source {
+    /// The interface to note in the flow, 0 if the PU is attributed by its socket.
+    #[inline(always)]
+    pub fn interface(self, ctx: &TcContext) -> u32 {
+        match self {
+            Source::Socket => 0,
+            Source::Interface => ifindex(ctx),
+        }
+    }
+
+    /// The PU that sent this packet.
+    #[inline(always)]
+    pub fn sender(self, ctx: &TcContext) -> u32 {
+        match self {
+            Source::Socket => sending_socket(ctx),
+            Source::Interface => interface_pu(ctx),
+        }
+    }
+
+    /// The PU that would receive this packet.
+    #[inline(always)]
+    pub fn receiver(self, ctx: &TcContext, ip: &Ip, key: &FlowKey) -> u32 {
+        match self {
+            Source::Socket => receiving_socket(ctx, ip, key),
+            Source::Interface => interface_pu(ctx),
+        }
+    }
+}
+
+/// Identity, handle and credential of a PU; `None` if it is not set up (yet).
+#[inline(always)]
+pub fn pu_info(pu: u32) -> Option<&'static Pu> {
+    PUS.get(pu).filter(|info| info.identity != 0)
+}
+
+#[inline(always)]
+pub fn ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is valid for the whole program.
+    unsafe { (*ctx.skb.skb).ifindex }
+}
+
+#[inline(always)]
+fn interface_pu(ctx: &TcContext) -> u32 {
+    // SAFETY: read-only value of a scalar.
+    unsafe { PU_IFACES.get(ifindex(ctx)) }.copied().unwrap_or(UNMANAGED)
+}
+
+/// The storage of a socket, as a plain value.
+#[inline(always)]
+pub fn stored(sk: *mut c_void) -> Option<u32> {
+    let map = core::ptr::from_ref(&PU_SOCKETS).cast_mut().cast::<c_void>();
+    // SAFETY: the caller got `sk` from the kernel and checked it; the helper answers null or a valid value.
+    unsafe {
+        let value = bpf_sk_storage_get(map, sk, core::ptr::null_mut(), 0).cast::<u32>();
+        if value.is_null() { None } else { Some(*value) }
+    }
+}
+
+#[inline(never)]
+fn sending_socket(ctx: &TcContext) -> u32 {
+    // SAFETY: skb->sk and what the helpers answer are null-checked before use, as the verifier demands.
+    unsafe {
+        let sk = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if sk.is_null() {
+            return UNMANAGED;
+        }
+        let full: *mut bpf_sock = bpf_sk_fullsock(sk);
+        if full.is_null() {
+            let listener = bpf_get_listener_sock(sk);
+            if listener.is_null() {
+                return UNMANAGED;
+            }
+            return stored(listener.cast()).unwrap_or(UNMANAGED);
+        }
+        match stored(full.cast()) {
+            Some(pu) => pu,
+            None => sending_cgroup(ctx),
+        }
+    }
+}
+
+/// Sockets no program saw being made (packet sockets, sockets older than the enforcer): by their cgroup.
+#[inline(never)]
+fn sending_cgroup(ctx: &TcContext) -> u32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: helpers on our own context.
+    let own = unsafe { bpf_skb_cgroup_id(skb) };
+    if own == 0 {
+        return UNMANAGED;
+    }
+    // SAFETY: read-only value of a scalar.
+    if let Some(pu) = unsafe { PU_CGROUPS.get(own) } {
+        return *pu;
+    }
+    for level in 1..MAX_CGROUP_DEPTH {
+        // SAFETY: as above.
+        let ancestor = unsafe { bpf_skb_ancestor_cgroup_id(skb, level as i32) };
+        if ancestor == 0 || ancestor == own {
+            return UNMANAGED;
+        }
+        // SAFETY: as above.
+        if let Some(pu) = unsafe { PU_CGROUPS.get(ancestor) } {
+            return *pu;
+        }
+    }
+    PU_TOO_DEEP
+}
+
+#[inline(never)]
+fn receiving_socket(ctx: &TcContext, ip: &Ip, key: &FlowKey) -> u32 {
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    // SAFETY: plain fields of a union we own; the socket is null-checked and released.
+    unsafe {
+        let size = if ip.v6 {
+            let t = &mut tuple.__bindgen_anon_1.ipv6;
+            t.saddr = ip.src;
+            t.daddr = ip.dst;
+            t.sport = key.remote_port.to_be();
+            t.dport = key.local_port.to_be();
+            36
+        } else {
+            let t = &mut tuple.__bindgen_anon_1.ipv4;
+            t.saddr = ip.src[3];
+            t.daddr = ip.dst[3];
+            t.sport = key.remote_port.to_be();
+            t.dport = key.local_port.to_be();
+            12
+        };
+        let netns = BPF_F_CURRENT_NETNS as i64 as u64;
+        let sk = if key.proto == TCP {
+            bpf_sk_lookup_tcp(ctx.as_ptr(), &mut tuple, size, netns, 0)
+        } else {
+            bpf_sk_lookup_udp(ctx.as_ptr(), &mut tuple, size, netns, 0)
+        };
+        if sk.is_null() {
+            return UNMANAGED;
+        }
+        let pu = stored(sk.cast()).unwrap_or(UNMANAGED);
+        bpf_sk_release(sk.cast());
+        pu
+    }
+}

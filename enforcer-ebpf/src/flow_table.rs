@@ -1,0 +1,100 @@
+//! Entering, finding and ending flows.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use common::{
+    abi,
+    drop_reason::Reason,
+    event::EVENT_START,
+    flow::{FLAG_FIN_IN, FLAG_FIN_OUT, FLAG_LOG, FLAG_RST, Flow, FlowKey},
+};
+
+use crate::{
+    emit::{count_loss, flow_event},
+    maps::{FLOW_SCRATCH, FLOWS},
+    packet::{FIN, Ip, RST, SYN, Tcp},
+};
+
+/// The flow of this connection, if it belongs to the same kind of attribution.
+#[inline(always)]
+pub fn find(key: &FlowKey, pu_ifindex: u32) -> Lookup {
+    match FLOWS.get_ptr_mut(key) {
+        None => Lookup::None,
+        // SAFETY: map values stay readable for the run of the program.
+        Some(flow) => unsafe {
+            if (*flow).pu_ifindex == pu_ifindex { Lookup::Ours(&mut *flow) } else { Lookup::Elsewhere }
+        },
+    }
+}
+
+/// Result of [`find`].
+pub enum Lookup {
+    /// No entry.
+    None,
+    /// Enforced at the PU's own interface, which this is not.
+    Elsewhere,
+    /// To be enforced here.
+    Ours(&'static mut Flow),
+}
+
+/// Coarse monotonic time (the tick's), for expiry and last use.
+#[inline(always)]
+pub fn coarse_now() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Enters a flow. `fill` gets a zeroed entry off the stack.
+#[inline(always)]
+pub fn enter(key: &FlowKey, fill: impl FnOnce(&mut Flow)) -> Result<(), Reason> {
+    let scratch = FLOW_SCRATCH.get_ptr_mut(0).ok_or(Reason::Internal)?;
+    // SAFETY: the slot is this CPU's and nothing that runs in between uses it.
+    let flow = unsafe { &mut *scratch };
+    *flow = Flow::default();
+    fill(flow);
+    if FLOWS.insert(key, &*flow, 0).is_err() {
+        count_loss(abi::LOSS_FLOW_TABLE);
+        return Err(Reason::TableFull);
+    }
+    if flow.flags & FLAG_LOG != 0 {
+        flow_event(EVENT_START, key, flow, Reason::Allowed, 0);
+    }
+    Ok(())
+}
+
+/// Forgets a flow.
+#[inline(always)]
+pub fn remove(key: &FlowKey) {
+    let _ = FLOWS.remove(key);
+}
+
+/// Accounts for a packet the PU sent.
+#[inline(always)]
+pub fn account_out(flow: &mut Flow, ip: &Ip, tcp: &Tcp, len: u32) {
+    flow.bytes_out += (len - 14) as u64;
+    flow.packets_out += 1;
+    let end =
+        tcp.seq.wrapping_add(len.wrapping_sub(ip.l4 + tcp.header)).wrapping_add((tcp.flags & (SYN | FIN) != 0) as u32);
+    flow.next_out = end;
+    flow.ack_out = tcp.ack;
+    flow.seen_ns = coarse_now();
+    if tcp.flags & FIN != 0 {
+        flow.flags |= FLAG_FIN_OUT;
+    }
+    if tcp.flags & RST != 0 {
+        flow.flags |= FLAG_RST;
+    }
+}
+
+/// Accounts for a packet the PU receives.
+#[inline(always)]
+pub fn account_in(flow: &mut Flow, tcp: &Tcp, len: u32) {
+    flow.bytes_in += (len - 14) as u64;
+    flow.packets_in += 1;
+    flow.seen_ns = coarse_now();
+    if tcp.flags & FIN != 0 {
+        flow.flags |= FLAG_FIN_IN;
+    }
+    if tcp.flags & RST != 0 {
+        flow.flags |= FLAG_RST;
+    }
+}

@@ -1,0 +1,55 @@
+//! cgroup/sock_create: every new socket learns its PU from the cgroup of the process that makes it.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::BPF_SK_STORAGE_GET_F_CREATE,
+    cty::c_void,
+    helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_sk_storage_get},
+    macros::cgroup_sock,
+    programs::SockContext,
+};
+use common::abi::{CONFIG_HAS_PU, MAX_CGROUP_DEPTH, PU_TOO_DEEP};
+
+use crate::{
+    attribute::UNMANAGED,
+    emit::config,
+    maps::{PU_CGROUPS, PU_SOCKETS},
+};
+
+const ALLOW: i32 = 1;
+
+#[cgroup_sock(sock_create)]
+pub fn sock_create(ctx: SockContext) -> i32 {
+    if config().is_none_or(|config| config.flags & CONFIG_HAS_PU == 0) {
+        return ALLOW;
+    }
+    let mut pu = current_pu();
+    let map = core::ptr::from_ref(&PU_SOCKETS).cast_mut().cast::<c_void>();
+    // SAFETY: the context of this program type is the socket; the value is ours and copied.
+    let stored = unsafe {
+        bpf_sk_storage_get(map, ctx.as_ptr(), core::ptr::from_mut(&mut pu).cast(), BPF_SK_STORAGE_GET_F_CREATE as u64)
+    };
+    // A socket of a PU that cannot be marked would be taken for unmanaged.
+    if stored.is_null() && pu != UNMANAGED { 0 } else { ALLOW }
+}
+
+#[inline(always)]
+fn current_pu() -> u32 {
+    // SAFETY: helpers about the current task; read-only values of scalars.
+    unsafe {
+        let own = bpf_get_current_cgroup_id();
+        if let Some(pu) = PU_CGROUPS.get(own) {
+            return *pu;
+        }
+        for level in 1..MAX_CGROUP_DEPTH {
+            let ancestor = bpf_get_current_ancestor_cgroup_id(level as i32);
+            if ancestor == 0 || ancestor == own {
+                return UNMANAGED;
+            }
+            if let Some(pu) = PU_CGROUPS.get(ancestor) {
+                return *pu;
+            }
+        }
+    }
+    PU_TOO_DEEP
+}

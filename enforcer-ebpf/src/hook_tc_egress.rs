@@ -1,0 +1,34 @@
+//! TC egress of every interface, and of a PU's own interface (where egress is the way to the PU).
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use common::abi::Config;
+
+use crate::{
+    attribute::Source,
+    emit::config,
+    inbound::inbound,
+    outbound::{PASS, outbound},
+};
+
+#[classifier]
+pub fn tc_egress(ctx: TcContext) -> i32 {
+    let Some(config) = config() else { return PASS };
+    if own(&ctx, config) { PASS } else { outbound(&ctx, config, Source::Socket) }
+}
+
+#[classifier]
+pub fn tc_pu_egress(ctx: TcContext) -> i32 {
+    let Some(config) = config() else { return PASS };
+    if own(&ctx, config) { PASS } else { inbound(&ctx, config, Source::Interface) }
+}
+
+/// Whether the enforcer itself made or already judged this packet. The mark is random for each load and taken off here.
+#[inline(always)]
+pub fn own(ctx: &TcContext, config: &Config) -> bool {
+    // SAFETY: the context is valid for the whole program.
+    let marked = unsafe { (*ctx.skb.skb).mark } == config.mark && config.mark != 0;
+    if marked {
+        ctx.skb.set_mark(0);
+    }
+    marked
+}

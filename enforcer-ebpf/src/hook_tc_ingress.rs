@@ -1,0 +1,23 @@
+//! TC ingress of every interface, and of a PU's own interface (where ingress is the PU's way out).
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+
+use crate::{
+    attribute::Source,
+    emit::config,
+    hook_tc_egress::own,
+    inbound::inbound,
+    outbound::{PASS, outbound},
+};
+
+#[classifier]
+pub fn tc_ingress(ctx: TcContext) -> i32 {
+    let Some(config) = config() else { return PASS };
+    if own(&ctx, config) { PASS } else { inbound(&ctx, config, Source::Socket) }
+}
+
+#[classifier]
+pub fn tc_pu_ingress(ctx: TcContext) -> i32 {
+    let Some(config) = config() else { return PASS };
+    if own(&ctx, config) { PASS } else { outbound(&ctx, config, Source::Interface) }
+}

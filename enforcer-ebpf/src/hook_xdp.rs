@@ -1,0 +1,89 @@
+//! XDP: the shield. Only refuses, and only what TC would refuse for the same reason; everything else goes on to TC.
+
+use aya_ebpf::{bindings::xdp_action, btf_maps::lpm_trie::Key, macros::xdp, programs::XdpContext};
+use common::{
+    abi::{CONFIG_STRANGERS_REJECT, Config},
+    drop_reason::Reason,
+    flow::{FlowKey, SERVER},
+    identity::ListenerKey,
+    wire::{OptionBytes, RESUME, Transcript, mac},
+};
+
+use crate::{
+    emit::{At, Parties, config, refused},
+    flow_table::coarse_now,
+    maps::{NETWORKS, PU_LISTENERS, SESSIONS},
+    outbound::scratch,
+    packet::{ACK, Ip, RST, SYN, Tcp, ip, read, tcp},
+};
+
+#[xdp]
+pub fn xdp_shield(ctx: XdpContext) -> u32 {
+    shield(&ctx).unwrap_or(xdp_action::XDP_PASS)
+}
+
+#[inline(always)]
+fn shield(ctx: &XdpContext) -> Option<u32> {
+    let parsed = scratch()?;
+    ip(ctx, &mut parsed.ip).ok()?;
+    let ip = &parsed.ip;
+    if !ip.is_plain_tcp() || ip.l4 > 1024 {
+        return None;
+    }
+    let flags: u8 = read(ctx, ip.l4 + 13)?;
+    if flags & (SYN | ACK | RST) != SYN {
+        return None;
+    }
+    tcp(ctx, ip, &mut parsed.tcp)?;
+    let tcp = &parsed.tcp;
+    let config = config()?;
+    ip.key_of_receiver(tcp.sport, tcp.dport, &mut parsed.key);
+    let key = &parsed.key;
+    match &tcp.option {
+        Some(option) if option.packet_type() == RESUME => forged(tcp, key, option),
+        Some(_) => None,
+        None => stranger(config, ip, key),
+    }
+}
+
+#[inline(always)]
+fn forged(tcp: &Tcp, key: &FlowKey, option: &OptionBytes) -> Option<u32> {
+    // SAFETY: the agent replaces sessions whole.
+    let session = unsafe { SESSIONS.get(option.index()) }?;
+    if session.until_ns <= coarse_now() {
+        return None;
+    }
+    let transcript = Transcript { sender_isn: tcp.seq, ..Transcript::default() };
+    if mac(&session.key_in, RESUME, option.flags, option.handle(), option.index(), &transcript) == option.mac() {
+        return None;
+    }
+    Some(refuse(key, option.index(), Reason::ResumeMac))
+}
+
+#[inline(always)]
+fn stranger(config: &Config, ip: &Ip, key: &FlowKey) -> Option<u32> {
+    if config.flags & CONFIG_STRANGERS_REJECT != 0 {
+        return None;
+    }
+    let mut listener = ListenerKey { addr: key.local, port: key.local_port, pad: 0 };
+    // SAFETY: read-only values of scalars.
+    let pu = unsafe {
+        PU_LISTENERS.get(listener).or_else(|| {
+            listener.addr = [0; 4];
+            PU_LISTENERS.get(listener)
+        })
+    }?;
+    if NETWORKS.get(&Key::new(128, ip.src)).is_some_and(|network| network.external != 0) {
+        return None;
+    }
+    let parties = Parties { pu: *pu, ..Parties::default() };
+    refused(key, &parties, Reason::NoIdentity, At { role: SERVER, inbound: true, by_peer: false });
+    Some(xdp_action::XDP_DROP)
+}
+
+#[inline(always)]
+fn refuse(key: &FlowKey, session: u32, reason: Reason) -> u32 {
+    let parties = Parties { session, ..Parties::default() };
+    refused(key, &parties, reason, At { role: SERVER, inbound: true, by_peer: false });
+    xdp_action::XDP_DROP
+}

@@ -1,0 +1,181 @@
+//! The way to a PU: nothing reaches it before it is authenticated and allowed.
+
+use aya_ebpf::programs::TcContext;
+use common::{
+    abi::Config,
+    drop_reason::Reason,
+    flow::{CLIENT, CONFIRMING, CUT, ESTABLISHED, FLAG_CREDENTIAL_SENT, Flow, SERVER, SYN_RECEIVED, SYN_SENT},
+    identity::SessionPu,
+    wire::{CONFIRM, DENY, RETRY, Transcript, mac},
+};
+
+use crate::{
+    attribute::{Source, UNMANAGED, pu_info},
+    emit::{At, Parties, count_handshake, count_reason, refused},
+    flow_table::{Lookup, account_in, find},
+    inbound_answer::{answered, refused_by_peer, retry_asked},
+    inbound_open::opened,
+    judge::rejudge,
+    maps::{KNOWN_TO_PEER, SESSIONS},
+    other_protocols,
+    outbound::{DROP, PASS, Packet, scratch},
+    packet::{ACK, Kind, RST, SYN, parse},
+    turn_around::{Way, into_reset, send_back},
+};
+
+/// Judges one packet on its way to a PU.
+#[inline(always)]
+pub fn inbound(ctx: &TcContext, config: &Config, source: Source) -> i32 {
+    let Some(parsed) = scratch() else { return DROP };
+    match parse(ctx, parsed, true) {
+        Kind::Tcp => {}
+        Kind::Other => return other_protocols::inbound(ctx, config, source, parsed),
+        Kind::NotIp => return PASS,
+        Kind::Malformed => return other_protocols::unparsable(ctx, source, Way::In),
+    }
+    let packet = Packet { ctx, config, source, ip: &parsed.ip, tcp: &parsed.tcp, key: &parsed.key };
+    let opening = packet.tcp.flags & (SYN | ACK | RST) == SYN;
+    match find(packet.key, source.interface(ctx)) {
+        Lookup::Elsewhere => PASS,
+        Lookup::Ours(flow) if !opening => of_flow(&packet, flow),
+        Lookup::Ours(flow) => opened(&packet, flow.pu, Some(flow)),
+        Lookup::None => {
+            let pu = source.receiver(ctx, packet.ip, packet.key);
+            if pu == UNMANAGED {
+                return unmanaged(&packet, opening);
+            }
+            if opening { opened(&packet, pu, None) } else { stray(&packet, pu) }
+        }
+    }
+}
+
+#[inline(always)]
+fn unmanaged(packet: &Packet, opening: bool) -> i32 {
+    if opening && packet.config.flags & common::abi::CONFIG_UNMANAGED_DENY != 0 && packet.source == Source::Socket {
+        let at = At { role: SERVER, inbound: true, by_peer: false };
+        refused(packet.key, &Parties::default(), Reason::UnmanagedDenied, at);
+        return DROP;
+    }
+    PASS
+}
+
+/// A segment for a PU outside any connection.
+#[inline(never)]
+fn stray(packet: &Packet, pu: u32) -> i32 {
+    let role = if packet.tcp.flags & SYN != 0 { CLIENT } else { SERVER };
+    refused(
+        packet.key,
+        &Parties { pu, ..Parties::default() },
+        Reason::NoFlow,
+        At { role, inbound: true, by_peer: false },
+    );
+    DROP
+}
+
+#[inline(always)]
+fn of_flow(packet: &Packet, flow: &mut Flow) -> i32 {
+    if flow.state == ESTABLISHED {
+        if flow.generation != packet.config.generation && !rejudge(packet.key, flow, packet.config.generation) {
+            return reset_sender(packet);
+        }
+        return admit(packet, flow);
+    }
+    handshake(packet, flow)
+}
+
+#[inline(always)]
+fn admit(packet: &Packet, flow: &mut Flow) -> i32 {
+    account_in(flow, packet.tcp, packet.ctx.len());
+    PASS
+}
+
+#[inline(never)]
+fn handshake(packet: &Packet, flow: &mut Flow) -> i32 {
+    if flow.state == CUT {
+        return reset_sender(packet);
+    }
+    let flags = packet.tcp.flags;
+    if flags & RST != 0 {
+        return reset_by_peer(packet, flow);
+    }
+    match flow.state {
+        SYN_SENT if flags & SYN != 0 => answered(packet, flow),
+        CONFIRMING if flags & SYN != 0 => answered(packet, flow),
+        CONFIRMING => {
+            flow.state = ESTABLISHED;
+            count_reason(Reason::Allowed, false);
+            admit(packet, flow)
+        }
+        SYN_RECEIVED => confirmed(packet, flow),
+        _ => drop_with(packet, flow, Reason::Unconfirmed),
+    }
+}
+
+#[inline(always)]
+fn reset_by_peer(packet: &Packet, flow: &mut Flow) -> i32 {
+    match packet.tcp.option.map(|option| option.packet_type()) {
+        Some(RETRY) => retry_asked(packet, flow),
+        Some(DENY) => refused_by_peer(packet, flow),
+        _ => admit(packet, flow),
+    }
+}
+
+/// The initiator's proof: only with it the connection lives.
+#[inline(never)]
+fn confirmed(packet: &Packet, flow: &mut Flow) -> i32 {
+    let Some(option) = packet.tcp.option else { return drop_with(packet, flow, Reason::Unconfirmed) };
+    let Some(session) = SESSIONS.get_ptr_mut(flow.session) else {
+        return drop_with(packet, flow, Reason::SessionExpired);
+    };
+    // SAFETY: the entry stays readable; `peer_index` is the only field the kernel writes.
+    let session = unsafe { &mut *session };
+    let transcript = Transcript { sender_isn: flow.peer_isn, peer_isn: flow.local_isn, peer_handle: flow.local_handle };
+    let expected = mac(&session.key_in, CONFIRM, 0, flow.peer_handle, option.index(), &transcript);
+    let genuine = option.packet_type() == CONFIRM
+        && option.flags == 0
+        && option.handle() == flow.peer_handle
+        && option.mac() == expected;
+    if !genuine {
+        return drop_with(packet, flow, Reason::ConfirmMac);
+    }
+    if session.peer_index == 0 {
+        session.peer_index = option.index();
+    }
+    flow.state = ESTABLISHED;
+    if flow.flags & FLAG_CREDENTIAL_SENT != 0 {
+        remember(flow);
+    }
+    count_handshake(CONFIRM, true);
+    count_reason(Reason::Allowed, true);
+    admit(packet, flow)
+}
+
+/// The peer has seen our credential and answered for it: from now on the handle is enough.
+#[inline(always)]
+fn remember(flow: &Flow) {
+    if let Some(info) = pu_info(flow.pu) {
+        if info.handle == flow.local_handle {
+            let known = SessionPu { session: flow.session, handle: flow.local_handle, pad: 0 };
+            let _ = KNOWN_TO_PEER.insert(known, info.credential_until_ns, 0);
+        }
+    }
+}
+
+#[inline(always)]
+pub fn drop_with(packet: &Packet, flow: &Flow, reason: Reason) -> i32 {
+    let at = At { role: flow.role, inbound: true, by_peer: false };
+    refused(packet.key, &Parties::of(flow), reason, at);
+    DROP
+}
+
+/// Answers a segment of a cut flow with the reset its sender accepts.
+#[inline(never)]
+fn reset_sender(packet: &Packet) -> i32 {
+    if packet.tcp.flags & RST != 0 {
+        return PASS;
+    }
+    match into_reset(packet.ctx, packet.ip, packet.tcp, None) {
+        Ok(()) => send_back(packet.ctx, packet.source, Way::In, packet.config.mark),
+        Err(_) => DROP,
+    }
+}

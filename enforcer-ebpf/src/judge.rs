@@ -1,0 +1,85 @@
+//! The verdict on a pair of identities: one hash look-up and a binary search.
+
+use common::{
+    abi::INTERVAL_SEARCH_STEPS,
+    drop_reason::Reason,
+    event::EVENT_CUT,
+    flow::{CLIENT, CUT, Flow, FlowKey},
+    verdict::{Pair, VERDICT_ALLOW, VERDICT_LOG, position},
+};
+
+use crate::{
+    emit::{count_reason, flow_event},
+    maps::{INTERVALS, PAIRS},
+};
+
+/// What the policy says.
+#[derive(Clone, Copy)]
+pub struct Verdict {
+    pub allow: bool,
+    pub log: bool,
+    /// Rule that decided, 0 if none did.
+    pub rule: u32,
+    pub observed_rule: u32,
+}
+
+impl Verdict {
+    /// The reason of a refusal.
+    #[inline(always)]
+    pub fn reason(&self) -> Reason {
+        if self.rule == 0 { Reason::NoRule } else { Reason::DenyRule }
+    }
+}
+
+/// The verdict on `subject` opening to `object` at `position` (protocol and port); `None` if the pair was never judged.
+#[inline(always)]
+pub fn judge(subject: u32, object: u32, position: u32) -> Option<Verdict> {
+    // SAFETY: the agent writes a run to fresh intervals before it changes this entry.
+    let run = unsafe { PAIRS.get(Pair { subject, object }) }?;
+    let mut low = run.start;
+    let mut high = run.start.wrapping_add(run.len);
+    for _ in 0..INTERVAL_SEARCH_STEPS {
+        if low >= high {
+            break;
+        }
+        let middle = low + ((high - low) >> 1);
+        let Some(interval) = INTERVALS.get(middle) else { break };
+        if position < interval.low {
+            high = middle;
+        } else if position > interval.high {
+            low = middle + 1;
+        } else {
+            return Some(Verdict {
+                allow: interval.flags & VERDICT_ALLOW != 0,
+                log: interval.flags & VERDICT_LOG != 0,
+                rule: interval.rule,
+                observed_rule: interval.observed_rule,
+            });
+        }
+    }
+    Some(Verdict { allow: false, log: false, rule: 0, observed_rule: 0 })
+}
+
+/// Judges a live flow under the present policy `generation`; cuts it if it is no longer allowed. A pair nobody has
+/// judged under this policy keeps its verdict until the agent, which judges all pairs in use, has come by.
+#[inline(never)]
+pub fn rejudge(key: &FlowKey, flow: &mut Flow, generation: u32) -> bool {
+    let (subject, object, port) = if flow.role == CLIENT {
+        (flow.local_identity, flow.peer_identity, key.remote_port)
+    } else {
+        (flow.peer_identity, flow.local_identity, key.local_port)
+    };
+    let Some(verdict) = judge(subject, object, position(key.proto, port)) else { return true };
+    flow.generation = generation;
+    flow.observed_rule = verdict.observed_rule;
+    if verdict.allow {
+        flow.rule = verdict.rule;
+        return true;
+    }
+    flow.rule = verdict.rule;
+    flow.state = CUT;
+    flow.reason = Reason::Revoked as u16;
+    count_reason(Reason::Revoked, false);
+    flow_event(EVENT_CUT, key, flow, Reason::Revoked, flow.rtt_us);
+    false
+}

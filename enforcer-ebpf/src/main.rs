@@ -1,0 +1,36 @@
+//! The enforcer's kernel programs: one file a hook, each of the same shape (parse, attribute, look up, judge, count,
+//! emit); what they share lies in the files named after it.
+#![cfg_attr(target_arch = "bpf", no_std)]
+#![no_main]
+
+mod attribute;
+mod confirm;
+mod emit;
+mod flow_table;
+mod hook_cgroup_sock;
+mod hook_sockops;
+mod hook_tap;
+mod hook_tc_egress;
+mod hook_tc_ingress;
+mod hook_xdp;
+mod inbound;
+mod inbound_answer;
+mod inbound_open;
+mod judge;
+mod maps;
+mod other_protocols;
+mod outbound;
+mod outbound_open;
+mod packet;
+mod rewrite;
+mod turn_around;
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,99 @@
+//! Every map. Sizes are defaults; the loader overrides those that are configurable.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage},
+    macros::btf_map,
+};
+use common::{
+    Addr,
+    abi::{
+        Config, HANDSHAKE_STATS as HANDSHAKE_STATS_LEN, LOSS_STATS as LOSS_STATS_LEN, MAX_PUS,
+        REASON_STATS as REASON_STATS_LEN,
+    },
+    event::{Event, Held},
+    flow::{Flow, FlowKey},
+    identity::{Credential, ListenerKey, Network, PeerAddr, PeerPu, Pu, Session, SessionPu},
+    verdict::{Interval, Pair, Run},
+};
+
+use crate::packet::Parsed;
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+
+/// Configuration, generation and heartbeat.
+#[btf_map]
+pub static CONFIG: Array<Config, 1> = Array::new();
+/// cgroup id to PU.
+#[btf_map]
+pub static PU_CGROUPS: HashMap<u64, u32, 16384, NO_PREALLOC> = HashMap::new();
+/// Interface index to PU.
+#[btf_map]
+pub static PU_IFACES: HashMap<u32, u32, 16384, NO_PREALLOC> = HashMap::new();
+/// Socket to PU: the one truth of attribution.
+#[btf_map]
+pub static PU_SOCKETS: SkStorage<u32> = SkStorage::new();
+/// Listening sockets of PUs, for the XDP shield only.
+#[btf_map]
+pub static PU_LISTENERS: HashMap<ListenerKey, u32, 16384, NO_PREALLOC> = HashMap::new();
+/// PU index to identity, handle and credential.
+#[btf_map]
+pub static PUS: Array<Pu, { MAX_PUS as usize }> = Array::new();
+/// Signed credentials, attached to first-contact packets.
+#[btf_map]
+pub static CREDENTIALS: HashMap<u32, Credential, 32768, NO_PREALLOC> = HashMap::new();
+/// Sessions by the index this enforcer chose.
+#[btf_map]
+pub static SESSIONS: HashMap<u32, Session, 65536, NO_PREALLOC> = HashMap::new();
+/// Address to the session last met there.
+#[btf_map]
+pub static PEER_ADDRS: LruHashMap<PeerAddr, u32, 131072> = LruHashMap::new();
+/// Verified PUs of peers.
+#[btf_map]
+pub static PEER_PUS: HashMap<SessionPu, PeerPu, 262144, NO_PREALLOC> = HashMap::new();
+/// Until when a peer remembers one of our PUs.
+#[btf_map]
+pub static KNOWN_TO_PEER: HashMap<SessionPu, u64, 262144, NO_PREALLOC> = HashMap::new();
+/// External and identity networks.
+#[btf_map]
+pub static NETWORKS: LpmTrie<Addr, Network, 262144> = LpmTrie::new();
+/// Pair of identities to its intervals.
+#[btf_map]
+pub static PAIRS: HashMap<Pair, Run, 1048576, NO_PREALLOC> = HashMap::new();
+/// Port intervals of all pairs.
+#[btf_map]
+pub static INTERVALS: Array<Interval, 1048576> = Array::new();
+/// Live connections.
+#[btf_map]
+pub static FLOWS: HashMap<FlowKey, Flow, 262144, NO_PREALLOC> = HashMap::new();
+/// Verdicts by reason and direction.
+#[btf_map]
+pub static REASON_STATS: PerCpuArray<u64, { REASON_STATS_LEN as usize }> = PerCpuArray::new();
+/// Handshake packets by type and direction.
+#[btf_map]
+pub static HANDSHAKE_STATS: PerCpuArray<u64, { HANDSHAKE_STATS_LEN as usize }> = PerCpuArray::new();
+/// Held frames and losses.
+#[btf_map]
+pub static LOSS_STATS: PerCpuArray<u64, { LOSS_STATS_LEN as usize }> = PerCpuArray::new();
+/// Where a flow is put together before it is entered: larger than the stack likes.
+#[btf_map]
+pub static FLOW_SCRATCH: PerCpuArray<Flow, 1> = PerCpuArray::new();
+/// The packet at hand, parsed. A program that runs inside another on one CPU (a cloned answer on its way out) is
+/// recognised by its mark before it would write here.
+#[btf_map]
+pub static PACKET_SCRATCH: PerCpuArray<Parsed, 1> = PerCpuArray::new();
+/// Frames for the agent.
+#[btf_map]
+pub static HANDSHAKES: RingBuf<Held, 4194304> = RingBuf::new();
+/// Telemetry for the agent; separate, so that a flood of records cannot starve authentication.
+#[btf_map]
+pub static TELEMETRY: RingBuf<Event, 4194304> = RingBuf::new();
+/// The agent's own memory, so that it survives the agent: identity documents.
+#[btf_map]
+pub static IDENTITY_DOCS: HashMap<u32, [u8; 2048], 65536, NO_PREALLOC> = HashMap::new();
+/// The agent's own memory: PU documents.
+#[btf_map]
+pub static PU_DOCS: HashMap<u32, [u8; 2048], 16384, NO_PREALLOC> = HashMap::new();
+/// The agent's own memory: session documents.
+#[btf_map]
+pub static SESSION_DOCS: HashMap<u32, [u8; 2048], 65536, NO_PREALLOC> = HashMap::new();

@@ -1,0 +1,227 @@
+//! Everything that is not plain TCP: for a PU it is denied unless an external-network rule allows it by address.
+
+use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
+use common::{
+    abi::{CONFIG_UNMANAGED_DENY, Config},
+    drop_reason::Reason,
+    flow::{CLIENT, ESTABLISHED, FLAG_LOG, FlowKey, PATH_EXTERNAL, SERVER},
+    verdict::position,
+};
+
+use crate::{
+    attribute::{Source, UNMANAGED, ifindex, pu_info},
+    emit::{At, Parties, count_reason, now, refused},
+    flow_table::{Lookup, coarse_now, enter, find},
+    judge::{judge, rejudge},
+    maps::NETWORKS,
+    outbound::{DROP, PASS},
+    packet::{ICMP, ICMPV6, Ip, Parsed, TCP, UDP, read},
+    turn_around::Way,
+};
+
+/// Whether a local socket sent this packet.
+#[inline(always)]
+pub fn from_socket(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid; the pointer is only compared.
+    unsafe { !(*ctx.skb.skb).__bindgen_anon_2.sk.is_null() }
+}
+
+/// A packet whose headers make no sense: dropped where it would leave or reach a PU.
+#[inline(never)]
+pub fn unparsable(ctx: &TcContext, source: Source, way: Way) -> i32 {
+    let outbound = way == Way::Out;
+    if source == Source::Socket && (!outbound || source.sender(ctx) == UNMANAGED) {
+        // The stack drops what it cannot parse; toward a socket nothing can be attributed.
+        return PASS;
+    }
+    refused(
+        &FlowKey::default(),
+        &Parties::default(),
+        Reason::Malformed,
+        At { role: CLIENT, inbound: !outbound, by_peer: false },
+    );
+    DROP
+}
+
+#[inline(never)]
+pub fn outbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Parsed) -> i32 {
+    let ip = &parsed.ip;
+    if ip.later_fragment {
+        return PASS;
+    }
+    let Some((sport, dport)) = ports(ctx, ip) else { return unparsable(ctx, source, Way::Out) };
+    ip.key_of_sender(sport, dport, &mut parsed.key);
+    let key = &parsed.key;
+    match find(key, source.interface(ctx)) {
+        Lookup::Elsewhere => return PASS,
+        Lookup::Ours(flow) if ip.proto != TCP && flow.state == ESTABLISHED => {
+            if flow.generation == config.generation || rejudge(key, flow, config.generation) {
+                flow.bytes_out += (ctx.len() - 14) as u64;
+                flow.packets_out += 1;
+                flow.seen_ns = coarse_now();
+                return PASS;
+            }
+            return DROP;
+        }
+        _ => {}
+    }
+    let pu = source.sender(ctx);
+    if pu == UNMANAGED {
+        let denied =
+            ip.proto == UDP && config.flags & CONFIG_UNMANAGED_DENY != 0 && !is_dhcp(sport) && from_socket(ctx);
+        if !denied {
+            return PASS;
+        }
+        refused(key, &Parties::default(), Reason::UnmanagedDenied, At { role: CLIENT, inbound: false, by_peer: false });
+        return DROP;
+    }
+    if is_neighbour_discovery(ip, dport) {
+        return PASS;
+    }
+    by_address(ctx, config, source, ip, key, pu, CLIENT)
+}
+
+#[inline(never)]
+pub fn inbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Parsed) -> i32 {
+    let ip = &parsed.ip;
+    if ip.later_fragment {
+        return PASS;
+    }
+    let Some((sport, dport)) = ports(ctx, ip) else { return unparsable(ctx, source, Way::In) };
+    ip.key_of_receiver(sport, dport, &mut parsed.key);
+    let key = &parsed.key;
+    match find(key, source.interface(ctx)) {
+        Lookup::Elsewhere => return PASS,
+        Lookup::Ours(flow) if ip.proto != TCP && flow.state == ESTABLISHED => {
+            if flow.generation == config.generation || rejudge(key, flow, config.generation) {
+                flow.bytes_in += (ctx.len() - 14) as u64;
+                flow.packets_in += 1;
+                flow.seen_ns = coarse_now();
+                return PASS;
+            }
+            return DROP;
+        }
+        _ => {}
+    }
+    if source == Source::Socket && ip.proto != TCP && ip.proto != UDP {
+        return PASS;
+    }
+    let pu = source.receiver(ctx, ip, key);
+    if pu == UNMANAGED || is_neighbour_discovery(ip, dport) || is_icmp_error(ip, dport) {
+        return PASS;
+    }
+    by_address(ctx, config, source, ip, key, pu, SERVER)
+}
+
+#[inline(always)]
+fn by_address(ctx: &TcContext, config: &Config, source: Source, ip: &Ip, key: &FlowKey, pu: u32, role: u8) -> i32 {
+    let mut parties = Parties { pu, ..Parties::default() };
+    let result = external(ctx, config, source, ip, key, role, &mut parties);
+    match result {
+        Ok(()) => PASS,
+        Err(reason) => {
+            refused(key, &parties, reason, At { role, inbound: role == SERVER, by_peer: false });
+            DROP
+        }
+    }
+}
+
+#[inline(always)]
+fn external(
+    ctx: &TcContext,
+    config: &Config,
+    source: Source,
+    ip: &Ip,
+    key: &FlowKey,
+    role: u8,
+    parties: &mut Parties,
+) -> Result<(), Reason> {
+    let info = pu_info(parties.pu).ok_or(Reason::NoCredential)?;
+    parties.local_identity = info.identity;
+    if ip.extended {
+        return Err(Reason::ExtensionHeader);
+    }
+    if ip.proto == TCP {
+        return Err(Reason::Fragment);
+    }
+    let network = NETWORKS.get(&Key::new(128, key.remote)).copied().unwrap_or_default();
+    if network.external == 0 {
+        return Err(Reason::ProtocolDenied);
+    }
+    let (subject, object, port) = if role == CLIENT {
+        (info.identity, network.external, key.remote_port)
+    } else {
+        (network.external, info.identity, key.local_port)
+    };
+    let verdict = judge(subject, object, position(ip.proto, port)).ok_or(Reason::Undecided)?;
+    parties.rule = verdict.rule;
+    parties.peer_identity = network.external;
+    if !verdict.allow {
+        return Err(if verdict.rule == 0 { Reason::ProtocolDenied } else { Reason::DenyRule });
+    }
+    enter(key, |flow| {
+        flow.state = ESTABLISHED;
+        flow.role = role;
+        flow.path = PATH_EXTERNAL;
+        flow.pu = parties.pu;
+        flow.local_identity = info.identity;
+        flow.peer_identity = network.external;
+        flow.rule = verdict.rule;
+        flow.observed_rule = verdict.observed_rule;
+        flow.flags = if verdict.log { FLAG_LOG } else { 0 };
+        flow.generation = config.generation;
+        flow.ifindex = ifindex(ctx);
+        flow.pu_ifindex = source.interface(ctx);
+        flow.created_ns = now();
+        flow.seen_ns = coarse_now();
+    })?;
+    count_reason(Reason::Allowed, role == SERVER);
+    Ok(())
+}
+
+/// Ports of TCP and UDP; type and code of ICMP stand in both, so that an answer finds its question; zero otherwise.
+#[inline(always)]
+fn ports(ctx: &TcContext, ip: &Ip) -> Option<(u16, u16)> {
+    if ip.l4 > 1024 {
+        return None;
+    }
+    match ip.proto {
+        TCP | UDP => {
+            let ports: [u8; 4] = read(ctx, ip.l4)?;
+            Some((u16::from_be_bytes([ports[0], ports[1]]), u16::from_be_bytes([ports[2], ports[3]])))
+        }
+        ICMP | ICMPV6 => {
+            let head: [u8; 2] = read(ctx, ip.l4)?;
+            let question = match (ip.proto, head[0]) {
+                (ICMP, 0) => 8,
+                (ICMPV6, 129) => 128,
+                (_, other) => other,
+            };
+            let kind = u16::from_be_bytes([question, head[1]]);
+            Some((kind, kind))
+        }
+        _ => Some((0, 0)),
+    }
+}
+
+/// Router and neighbour discovery (RFC 4861), without which a host has no network at all.
+#[inline(always)]
+fn is_neighbour_discovery(ip: &Ip, kind: u16) -> bool {
+    ip.proto == ICMPV6 && matches!(kind >> 8, 133..=137)
+}
+
+/// Errors that quote a packet: unreachable, too big, time exceeded, parameter problem.
+#[inline(always)]
+fn is_icmp_error(ip: &Ip, kind: u16) -> bool {
+    match ip.proto {
+        ICMP => matches!(kind >> 8, 3 | 11 | 12),
+        ICMPV6 => matches!(kind >> 8, 1..=4),
+        _ => false,
+    }
+}
+
+/// DHCP and DHCPv6 clients, without which a host loses its address.
+#[inline(always)]
+fn is_dhcp(sport: u16) -> bool {
+    sport == 68 || sport == 546
+}

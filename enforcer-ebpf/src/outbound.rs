@@ -1,0 +1,216 @@
+//! The way out of a PU: what its packets must carry, and what it may send at all.
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    programs::TcContext,
+};
+use common::{
+    abi::Config,
+    drop_reason::Reason,
+    flow::{
+        CLIENT, CONFIRMING, CUT, ESTABLISHED, FLAG_CREDENTIAL_SENT, Flow, FlowKey, PATH_EXTERNAL, PATH_HELLO, SERVER,
+        SYN_RECEIVED,
+    },
+    identity::SessionPu,
+    wire::{HELLO_REPLY, RESUME_REPLY, Transcript, sealed},
+};
+
+use crate::{
+    attribute::{Source, UNMANAGED, pu_info},
+    confirm,
+    emit::{At, Parties, count_handshake, refused},
+    flow_table::{Lookup, account_out, coarse_now, find},
+    maps::{CREDENTIALS, KNOWN_TO_PEER, PACKET_SCRATCH, SESSIONS},
+    other_protocols,
+    outbound_open::open,
+    packet::{ACK, Ip, Kind, Parsed, RST, SYN, Tcp, parse},
+    rewrite::attach,
+    turn_around::{Way, into_reset, send_back},
+};
+
+/// Hand on to whatever follows.
+pub const PASS: i32 = TC_ACT_UNSPEC;
+/// Drop.
+pub const DROP: i32 = TC_ACT_SHOT;
+
+/// Everything a step needs to know about the packet.
+pub struct Packet<'a> {
+    pub ctx: &'a TcContext,
+    pub config: &'a Config,
+    pub source: Source,
+    pub ip: &'a Ip,
+    pub tcp: &'a Tcp,
+    pub key: &'a FlowKey,
+}
+
+/// This CPU's place for a parsed packet.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Parsed> {
+    // SAFETY: programs on one CPU do not interrupt each other between parsing and verdict.
+    PACKET_SCRATCH.get_ptr_mut(0).map(|parsed| unsafe { &mut *parsed })
+}
+
+/// Judges one packet on its way out of a PU.
+#[inline(always)]
+pub fn outbound(ctx: &TcContext, config: &Config, source: Source) -> i32 {
+    let Some(parsed) = scratch() else { return DROP };
+    match parse(ctx, parsed, false) {
+        Kind::Tcp => {}
+        Kind::Other => return other_protocols::outbound(ctx, config, source, parsed),
+        Kind::NotIp => return PASS,
+        Kind::Malformed => return other_protocols::unparsable(ctx, source, Way::Out),
+    }
+    let packet = Packet { ctx, config, source, ip: &parsed.ip, tcp: &parsed.tcp, key: &parsed.key };
+    let opening = packet.tcp.flags & (SYN | ACK) == SYN;
+    match find(packet.key, source.interface(ctx)) {
+        Lookup::Elsewhere => PASS,
+        Lookup::Ours(flow) if !opening => of_flow(&packet, flow),
+        Lookup::Ours(flow) => open(&packet, flow.pu),
+        Lookup::None => {
+            let pu = source.sender(ctx);
+            if pu == UNMANAGED {
+                return unmanaged(&packet, opening);
+            }
+            if opening { open(&packet, pu) } else { stray(&packet, pu) }
+        }
+    }
+}
+
+#[inline(always)]
+fn unmanaged(packet: &Packet, opening: bool) -> i32 {
+    if opening
+        && packet.config.flags & common::abi::CONFIG_UNMANAGED_DENY != 0
+        && other_protocols::from_socket(packet.ctx)
+    {
+        return refuse_locally(packet, &Parties::default(), Reason::UnmanagedDenied);
+    }
+    PASS
+}
+
+/// A segment of a PU outside any connection: older than the PU, or forged.
+#[inline(never)]
+fn stray(packet: &Packet, pu: u32) -> i32 {
+    let reason = if packet.tcp.option.is_some() { Reason::ForgedByPu } else { Reason::NoFlow };
+    let role = if packet.tcp.flags & SYN != 0 { SERVER } else { CLIENT };
+    refused(packet.key, &Parties { pu, ..Parties::default() }, reason, At { role, inbound: false, by_peer: false });
+    DROP
+}
+
+#[inline(always)]
+fn of_flow(packet: &Packet, flow: &mut Flow) -> i32 {
+    if flow.state == ESTABLISHED {
+        if flow.generation != packet.config.generation && !still_allowed(packet, flow) {
+            return reset_sender(packet);
+        }
+        if packet.tcp.option.is_some() && flow.path != PATH_EXTERNAL {
+            return settle_option(packet, flow);
+        }
+        account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
+        return PASS;
+    }
+    handshake(packet, flow)
+}
+
+#[inline(never)]
+fn handshake(packet: &Packet, flow: &mut Flow) -> i32 {
+    if flow.state == CUT {
+        return reset_sender(packet);
+    }
+    if packet.tcp.flags & RST != 0 {
+        account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
+        return PASS;
+    }
+    if flow.state == SYN_RECEIVED && packet.tcp.flags & (SYN | ACK) == SYN | ACK {
+        return answer(packet, flow);
+    }
+    if flow.state == CONFIRMING {
+        return confirm::outbound(packet, flow);
+    }
+    refused(
+        packet.key,
+        &Parties::of(flow),
+        Reason::Unconfirmed,
+        At { role: flow.role, inbound: false, by_peer: false },
+    );
+    DROP
+}
+
+/// The option on a settled flow: a CONFIRM still in flight when the peer was heard is fine, anything else was forged.
+#[inline(never)]
+fn settle_option(packet: &Packet, flow: &mut Flow) -> i32 {
+    if confirm::matches(packet, flow) {
+        account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
+        return PASS;
+    }
+    refused(packet.key, &Parties::of(flow), Reason::ForgedByPu, At { role: flow.role, inbound: false, by_peer: false });
+    DROP
+}
+
+/// The SYN-ACK: RESUME_REPLY, or HELLO_REPLY with the credential if the peer has not seen this PU.
+#[inline(always)]
+fn answer(packet: &Packet, flow: &mut Flow) -> i32 {
+    match write_answer(packet, flow) {
+        Ok(()) => {
+            account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
+            PASS
+        }
+        Err(reason) => {
+            refused(packet.key, &Parties::of(flow), reason, At { role: SERVER, inbound: false, by_peer: false });
+            DROP
+        }
+    }
+}
+
+#[inline(never)]
+fn write_answer(packet: &Packet, flow: &mut Flow) -> Result<(), Reason> {
+    if packet.tcp.option.is_some() {
+        return Err(Reason::ForgedByPu);
+    }
+    // SAFETY: the agent replaces sessions whole; a torn read only makes a MAC wrong.
+    let session = unsafe { SESSIONS.get(flow.session) }.ok_or(Reason::SessionExpired)?;
+    flow.local_isn = packet.tcp.seq;
+    let transcript = Transcript { sender_isn: flow.local_isn, peer_isn: flow.peer_isn, peer_handle: flow.peer_handle };
+    let known = SessionPu { session: flow.session, handle: flow.local_handle, pad: 0 };
+    // SAFETY: read-only value of a scalar.
+    let remembered = unsafe { KNOWN_TO_PEER.get(known) }.is_some_and(|until| *until > coarse_now());
+    if remembered && flow.path != PATH_HELLO {
+        let option = sealed(&session.key_out, RESUME_REPLY, 0, flow.local_handle, session.peer_index, &transcript);
+        attach(packet.ctx, packet.ip, packet.tcp.header, &option, None)?;
+        count_handshake(RESUME_REPLY, false);
+        return Ok(());
+    }
+    let info = pu_info(flow.pu).ok_or(Reason::NoCredential)?;
+    // SAFETY: the agent writes a fresh slot before it names it in `PUS`.
+    let credential = unsafe { CREDENTIALS.get(info.credential) }.ok_or(Reason::NoCredential)?;
+    let option = sealed(&session.key_out, HELLO_REPLY, 0, flow.local_handle, flow.session, &transcript);
+    attach(packet.ctx, packet.ip, packet.tcp.header, &option, Some(credential))?;
+    flow.flags |= FLAG_CREDENTIAL_SENT;
+    flow.path = PATH_HELLO;
+    count_handshake(HELLO_REPLY, false);
+    Ok(())
+}
+
+/// Judges a live flow again after the policy changed. A flow that is no longer allowed is cut.
+#[inline(always)]
+pub fn still_allowed(packet: &Packet, flow: &mut Flow) -> bool {
+    crate::judge::rejudge(packet.key, flow, packet.config.generation)
+}
+
+/// Answers a segment of a cut flow with the reset its sender accepts.
+#[inline(never)]
+fn reset_sender(packet: &Packet) -> i32 {
+    if packet.tcp.flags & RST != 0 {
+        return PASS;
+    }
+    match into_reset(packet.ctx, packet.ip, packet.tcp, None) {
+        Ok(()) => send_back(packet.ctx, packet.source, Way::Out, packet.config.mark),
+        Err(_) => DROP,
+    }
+}
+
+/// Refuses a connection before anything left the host: the client sees ECONNREFUSED at once.
+#[inline(always)]
+pub fn refuse_locally(packet: &Packet, parties: &Parties, reason: Reason) -> i32 {
+    refused(packet.key, parties, reason, At { role: CLIENT, inbound: false, by_peer: false });
+    reset_sender(packet)
+}

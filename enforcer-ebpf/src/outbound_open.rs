@@ -1,0 +1,187 @@
+//! A PU opens a connection: external network, RESUME, or HELLO.
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use common::{
+    drop_reason::Reason,
+    flow::{CLIENT, ESTABLISHED, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_HELLO, PATH_RESUME, SYN_SENT},
+    identity::{Credential, NETWORK_IDENTITY, PeerAddr, Pu, Session, SessionPu},
+    verdict::position,
+    wire::{HELLO, OptionBytes, RESUME, Transcript, sealed},
+};
+
+use crate::{
+    attribute::{ifindex, pu_info},
+    emit::{Parties, count_handshake, count_reason, now},
+    flow_table::{account_out, coarse_now, enter, remove},
+    judge::judge,
+    maps::{CREDENTIALS, KNOWN_TO_PEER, NETWORKS, PEER_ADDRS, SESSIONS},
+    outbound::{PASS, Packet, refuse_locally},
+    rewrite::{attach, make_room},
+};
+
+/// Interface index of the loopback device in every network namespace.
+const LOOPBACK: u32 = 1;
+
+#[inline(never)]
+pub fn open(packet: &Packet, pu: u32) -> i32 {
+    let mut parties = Parties { pu, ..Parties::default() };
+    match try_open(packet, pu, &mut parties) {
+        Ok(()) => PASS,
+        Err(reason) => {
+            remove(packet.key);
+            refuse_locally(packet, &parties, reason)
+        }
+    }
+}
+
+#[inline(always)]
+fn try_open(packet: &Packet, pu: u32, parties: &mut Parties) -> Result<(), Reason> {
+    let info =
+        pu_info(pu).ok_or(if pu == common::abi::PU_TOO_DEEP { Reason::TooDeep } else { Reason::NoCredential })?;
+    parties.local_identity = info.identity;
+    if packet.tcp.option.is_some() {
+        return Err(Reason::ForgedByPu);
+    }
+    let network = NETWORKS.get(&Key::new(128, packet.ip.dst)).copied().unwrap_or_default();
+    if network.external != 0 && external(packet, pu, info, network.external, parties)? {
+        return Ok(());
+    }
+    if network.flags & NETWORK_IDENTITY == 0 {
+        return Err(Reason::OutsideIdentityNetworks);
+    }
+    match known_session(packet, info) {
+        Some((index, session)) => resume(packet, pu, info, index, session, parties),
+        None => hello(packet, pu, info),
+    }
+}
+
+/// Whether an external-network rule lets the connection out by address. A deny rule ends the attempt; where no rule of
+/// this PU applies, the destination is an identity network's like any other.
+#[inline(always)]
+fn external(packet: &Packet, pu: u32, info: &Pu, network: u32, parties: &mut Parties) -> Result<bool, Reason> {
+    let Some(verdict) = judge(info.identity, network, position(packet.ip.proto, packet.tcp.dport)) else {
+        return Ok(false);
+    };
+    if !verdict.allow {
+        if verdict.rule == 0 {
+            return Ok(false);
+        }
+        parties.rule = verdict.rule;
+        parties.observed_rule = verdict.observed_rule;
+        parties.peer_identity = network;
+        return Err(Reason::DenyRule);
+    }
+    enter(packet.key, |flow| {
+        start(packet, flow, pu, info);
+        flow.state = ESTABLISHED;
+        flow.path = PATH_EXTERNAL;
+        flow.peer_identity = network;
+        flow.rule = verdict.rule;
+        flow.observed_rule = verdict.observed_rule;
+        flow.flags = if verdict.log { FLAG_LOG } else { 0 };
+    })?;
+    count_reason(Reason::Allowed, false);
+    Ok(true)
+}
+
+/// The session with the enforcer behind this address, if it is alive and its enforcer has seen this PU's credential.
+#[inline(always)]
+fn known_session(packet: &Packet, info: &Pu) -> Option<(u32, &'static Session)> {
+    let index = session_at(packet)?;
+    // SAFETY: the agent replaces sessions whole; a torn read only makes a MAC wrong.
+    let session = unsafe { SESSIONS.get(index) }?;
+    let now = coarse_now();
+    if session.until_ns <= now || session.peer_index == 0 {
+        return None;
+    }
+    // SAFETY: read-only value of a scalar.
+    let known = unsafe { KNOWN_TO_PEER.get(SessionPu { session: index, handle: info.handle, pad: 0 }) }?;
+    (*known > now).then_some((index, session))
+}
+
+#[inline(always)]
+fn session_at(packet: &Packet) -> Option<u32> {
+    if ifindex(packet.ctx) == LOOPBACK {
+        return Some(packet.config.self_session);
+    }
+    let mut at = PeerAddr { addr: packet.ip.dst, port: packet.tcp.dport, pad: 0 };
+    // SAFETY: read-only values of scalars.
+    unsafe {
+        if let Some(index) = PEER_ADDRS.get(at) {
+            return Some(*index);
+        }
+        at.port = 0;
+        PEER_ADDRS.get(at).copied()
+    }
+}
+
+#[inline(always)]
+fn resume(
+    packet: &Packet,
+    pu: u32,
+    info: &Pu,
+    index: u32,
+    session: &Session,
+    parties: &mut Parties,
+) -> Result<(), Reason> {
+    parties.session = index;
+    let transcript = Transcript { sender_isn: packet.tcp.seq, ..Transcript::default() };
+    let option = sealed(&session.key_out, RESUME, 0, info.handle, session.peer_index, &transcript);
+    depart(packet, pu, info, index, PATH_RESUME, &option, None)
+}
+
+#[inline(always)]
+fn hello(packet: &Packet, pu: u32, info: &Pu) -> Result<(), Reason> {
+    let (option, credential) = introduction(info)?;
+    depart(packet, pu, info, 0, PATH_HELLO, &option, Some(credential))
+}
+
+/// Option and credential of a first contact.
+#[inline(always)]
+pub fn introduction(info: &Pu) -> Result<(OptionBytes, &'static Credential), Reason> {
+    if info.credential_until_ns <= coarse_now() {
+        return Err(Reason::NoCredential);
+    }
+    // SAFETY: the agent writes a fresh slot before it names it in `PUS`.
+    let credential = unsafe { CREDENTIALS.get(info.credential) }.ok_or(Reason::NoCredential)?;
+    Ok((OptionBytes::new(HELLO, 0, info.handle, credential.hash_index, credential.hash_mac), credential))
+}
+
+#[inline(always)]
+fn depart(
+    packet: &Packet,
+    pu: u32,
+    info: &Pu,
+    session: u32,
+    path: u8,
+    option: &OptionBytes,
+    credential: Option<&Credential>,
+) -> Result<(), Reason> {
+    enter(packet.key, |flow| {
+        start(packet, flow, pu, info);
+        flow.state = SYN_SENT;
+        flow.path = path;
+        flow.session = session;
+    })?;
+    let mut header = packet.tcp.header;
+    if header > 40 {
+        header = make_room(packet.ctx, packet.ip, packet.tcp)?;
+    }
+    attach(packet.ctx, packet.ip, header, option, credential)?;
+    count_handshake(option.packet_type(), false);
+    Ok(())
+}
+
+#[inline(always)]
+fn start(packet: &Packet, flow: &mut Flow, pu: u32, info: &Pu) {
+    flow.role = CLIENT;
+    flow.pu = pu;
+    flow.local_identity = info.identity;
+    flow.local_handle = info.handle;
+    flow.local_isn = packet.tcp.seq;
+    flow.generation = packet.config.generation;
+    flow.ifindex = ifindex(packet.ctx);
+    flow.pu_ifindex = packet.source.interface(packet.ctx);
+    flow.created_ns = now();
+    account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
+}

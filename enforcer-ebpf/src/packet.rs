@@ -1,0 +1,348 @@
+//! Parsing: Ethernet, IPv4, IPv6, TCP. Reads straight from the packet; nothing is trusted before it is bounds-checked.
+
+use aya_ebpf::{cty::c_void, helpers::generated::bpf_skb_pull_data, programs::TcContext};
+use common::{Addr, addr_v4, flow::FlowKey, wire::OptionBytes};
+
+pub const ETH_LEN: u32 = 14;
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const ICMP: u8 = 1;
+pub const ICMPV6: u8 = 58;
+
+pub const FIN: u8 = 0x01;
+pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+pub const ACK: u8 = 0x10;
+
+/// Extension headers that are walked before a packet is taken for malformed.
+const MAX_EXTENSION_HEADERS: u32 = 8;
+
+/// What was found in the network header.
+#[derive(Clone, Copy)]
+pub struct Ip {
+    pub v6: bool,
+    pub src: Addr,
+    pub dst: Addr,
+    /// Transport protocol.
+    pub proto: u8,
+    /// IPv6 extension headers stand before the transport header.
+    pub extended: bool,
+    /// The first fragment of several.
+    pub first_fragment: bool,
+    /// A fragment other than the first.
+    pub later_fragment: bool,
+    /// Offset of the transport header.
+    pub l4: u32,
+    /// Offset after the last byte the network header accounts for.
+    pub end: u32,
+}
+
+/// What was found in the TCP header.
+#[derive(Clone, Copy)]
+pub struct Tcp {
+    pub sport: u16,
+    pub dport: u16,
+    pub seq: u32,
+    pub ack: u32,
+    /// Header length, bytes.
+    pub header: u32,
+    pub flags: u8,
+    /// Bytes of payload.
+    pub payload: u32,
+    /// Our option, if the header ends with it.
+    pub option: Option<OptionBytes>,
+}
+
+/// Why parsing stopped.
+pub enum Stop {
+    /// Not IP: none of our business.
+    NotIp,
+    /// Shorter than it claims.
+    Malformed,
+}
+
+/// A parsed packet. Lives in per-CPU scratch: 512 bytes of stack are too few for it and what follows.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Parsed {
+    pub ip: Ip,
+    pub tcp: Tcp,
+    pub key: FlowKey,
+}
+
+/// Direct access to the bytes of a packet, whatever the program type.
+pub trait Bytes {
+    fn start(&self) -> usize;
+    fn end(&self) -> usize;
+}
+
+impl Bytes for TcContext {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.data()
+    }
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.data_end()
+    }
+}
+
+impl Bytes for aya_ebpf::programs::XdpContext {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.data()
+    }
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.data_end()
+    }
+}
+
+/// A `T` at `offset`, if it lies within the packet.
+#[inline(always)]
+pub fn read<T: Copy>(bytes: &impl Bytes, offset: u32) -> Option<T> {
+    let start = bytes.start() + offset as usize;
+    if start + size_of::<T>() > bytes.end() {
+        return None;
+    }
+    // SAFETY: the bounds were just checked against data_end, as the verifier demands.
+    Some(unsafe { (start as *const T).read_unaligned() })
+}
+
+/// Makes the headers readable if they lie outside the linear part.
+#[inline(always)]
+pub fn pull(ctx: &TcContext) {
+    let wanted = if ctx.len() < 128 { ctx.len() } else { 128 };
+    if ctx.data() + wanted as usize > ctx.data_end() {
+        // SAFETY: a helper call on our own context.
+        unsafe { bpf_skb_pull_data(ctx.skb.skb, wanted) };
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct V4Header {
+    version_ihl: u8,
+    tos: u8,
+    total_len: u16,
+    id: u16,
+    fragment: u16,
+    ttl: u8,
+    proto: u8,
+    check: u16,
+    src: u32,
+    dst: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct V6Header {
+    version: u32,
+    payload_len: u16,
+    next: u8,
+    hop_limit: u8,
+    src: Addr,
+    dst: Addr,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct TcpHeader {
+    sport: u16,
+    dport: u16,
+    seq: u32,
+    ack: u32,
+    offset: u8,
+    flags: u8,
+    window: u16,
+    check: u16,
+    urgent: u16,
+}
+
+/// What a packet turned out to be.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// TCP in one piece: everything in [`Parsed`] is valid.
+    Tcp,
+    /// Only the network header is valid.
+    Other,
+    NotIp,
+    Malformed,
+}
+
+/// Parses a packet; `inbound` says whose view of the connection the key shall be. A function of its own, so that its
+/// stack is free again before the verdict.
+#[inline(never)]
+pub fn parse(ctx: &TcContext, parsed: &mut Parsed, inbound: bool) -> Kind {
+    pull(ctx);
+    match ip(ctx, &mut parsed.ip) {
+        Ok(()) => {}
+        Err(Stop::NotIp) => return Kind::NotIp,
+        Err(Stop::Malformed) => return Kind::Malformed,
+    }
+    if !parsed.ip.is_plain_tcp() {
+        return Kind::Other;
+    }
+    if tcp(ctx, &parsed.ip, &mut parsed.tcp).is_none() {
+        return Kind::Malformed;
+    }
+    if inbound {
+        parsed.ip.key_of_receiver(parsed.tcp.sport, parsed.tcp.dport, &mut parsed.key);
+    } else {
+        parsed.ip.key_of_sender(parsed.tcp.sport, parsed.tcp.dport, &mut parsed.key);
+    }
+    Kind::Tcp
+}
+
+/// Parses the network header.
+#[inline(always)]
+pub fn ip(bytes: &impl Bytes, found: &mut Ip) -> Result<(), Stop> {
+    let ethertype = u16::from_be(read::<u16>(bytes, 12).ok_or(Stop::NotIp)?);
+    match ethertype {
+        ETH_P_IP => ipv4(bytes, found),
+        ETH_P_IPV6 => ipv6(bytes, found),
+        _ => Err(Stop::NotIp),
+    }
+}
+
+#[inline(always)]
+fn ipv4(bytes: &impl Bytes, found: &mut Ip) -> Result<(), Stop> {
+    let header: V4Header = read(bytes, ETH_LEN).ok_or(Stop::Malformed)?;
+    let ihl = ((header.version_ihl & 0x0f) as u32) << 2;
+    if header.version_ihl >> 4 != 4 || ihl < 20 {
+        return Err(Stop::Malformed);
+    }
+    let fragment = u16::from_be(header.fragment);
+    found.v6 = false;
+    found.src = addr_v4(header.src);
+    found.dst = addr_v4(header.dst);
+    found.proto = header.proto;
+    found.extended = false;
+    found.first_fragment = fragment & 0x3fff == 0x2000;
+    found.later_fragment = fragment & 0x1fff != 0;
+    found.l4 = ETH_LEN + ihl;
+    found.end = ETH_LEN + u16::from_be(header.total_len) as u32;
+    Ok(())
+}
+
+#[inline(always)]
+fn ipv6(bytes: &impl Bytes, found: &mut Ip) -> Result<(), Stop> {
+    let header: V6Header = read(bytes, ETH_LEN).ok_or(Stop::Malformed)?;
+    found.v6 = true;
+    found.src = header.src;
+    found.dst = header.dst;
+    found.proto = header.next;
+    found.extended = false;
+    found.first_fragment = false;
+    found.later_fragment = false;
+    found.l4 = ETH_LEN + 40;
+    found.end = ETH_LEN + 40 + u16::from_be(header.payload_len) as u32;
+    if is_extension(header.next) {
+        walk_extensions(bytes, found)?;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn is_extension(next: u8) -> bool {
+    matches!(next, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
+}
+
+#[inline(always)]
+fn walk_extensions(bytes: &impl Bytes, found: &mut Ip) -> Result<(), Stop> {
+    found.extended = true;
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        if !is_extension(found.proto) {
+            return Ok(());
+        }
+        if found.l4 > 512 {
+            return Err(Stop::Malformed);
+        }
+        let header: [u8; 8] = read(bytes, found.l4).ok_or(Stop::Malformed)?;
+        let len = if found.proto == 44 {
+            let offset = u16::from_be_bytes([header[2], header[3]]);
+            if offset & 0xfff8 != 0 {
+                found.later_fragment = true;
+            } else if offset & 1 != 0 {
+                found.first_fragment = true;
+            }
+            8
+        } else if found.proto == 51 {
+            (header[1] as u32 + 2) << 2
+        } else {
+            (header[1] as u32 + 1) << 3
+        };
+        found.proto = header[0];
+        found.l4 += len;
+        if found.later_fragment {
+            return Ok(());
+        }
+    }
+    Err(Stop::Malformed)
+}
+
+/// Parses the TCP header. `end` of the network header is trusted only as far as the packet reaches.
+#[inline(always)]
+pub fn tcp(bytes: &impl Bytes, ip: &Ip, found: &mut Tcp) -> Option<()> {
+    if ip.l4 > 1024 {
+        return None;
+    }
+    let header: TcpHeader = read(bytes, ip.l4)?;
+    let length = ((header.offset >> 4) as u32) << 2;
+    if length < 20 || ip.l4 + length > ip.end {
+        return None;
+    }
+    found.option = None;
+    if length >= 40 {
+        let option: OptionBytes = read(bytes, ip.l4 + length - 20)?;
+        if option.is_ours() {
+            found.option = Some(option);
+        }
+    }
+    found.sport = u16::from_be(header.sport);
+    found.dport = u16::from_be(header.dport);
+    found.seq = u32::from_be(header.seq);
+    found.ack = u32::from_be(header.ack);
+    found.header = length;
+    found.flags = header.flags;
+    found.payload = ip.end - ip.l4 - length;
+    Some(())
+}
+
+impl Ip {
+    /// TCP without IPv6 extension headers, in one piece.
+    #[inline(always)]
+    pub fn is_plain_tcp(&self) -> bool {
+        self.proto == TCP && !self.extended && !self.first_fragment && !self.later_fragment
+    }
+
+    /// The connection as seen by the packet's sender.
+    #[inline(always)]
+    pub fn key_of_sender(&self, sport: u16, dport: u16, key: &mut FlowKey) {
+        key.local = self.src;
+        key.remote = self.dst;
+        key.local_port = sport;
+        key.remote_port = dport;
+        key.proto = self.proto;
+    }
+
+    /// The connection as seen by the packet's receiver.
+    #[inline(always)]
+    pub fn key_of_receiver(&self, sport: u16, dport: u16, key: &mut FlowKey) {
+        key.local = self.dst;
+        key.remote = self.src;
+        key.local_port = dport;
+        key.remote_port = sport;
+        key.proto = self.proto;
+    }
+}
+
+/// The context as helpers want it.
+#[inline(always)]
+pub fn raw(ctx: &TcContext) -> *mut c_void {
+    ctx.skb.skb.cast()
+}
