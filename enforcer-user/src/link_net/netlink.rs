@@ -1,0 +1,238 @@
+//! Just enough rtnetlink (RFC 3549; `linux/rtnetlink.h`, `linux/if_link.h`) to list and watch interfaces.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{
+    self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, setsockopt, sockopt,
+};
+
+use super::{Interface, Kind};
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_DELQDISC: u16 = 37;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_PARENT_DEV_NAME: u16 = 56;
+/// Marks in the upper bits of an attribute's type.
+const NLA_TYPE_MASK: u16 = 0x3fff;
+const HEADER: usize = 16;
+const LINK_HEADER: usize = 16;
+/// `struct tcmsg`.
+const TC_HEADER: usize = 20;
+/// `TC_H_CLSACT` as parent, its major number as handle.
+const CLSACT_PARENT: u32 = 0xffff_fff1;
+const CLSACT_HANDLE: u32 = 0xffff_0000;
+
+/// A parsed message about an interface.
+pub(super) enum Message {
+    Link(Interface),
+    Gone(u32, String),
+}
+
+/// Whether more messages of a dump are to come.
+#[derive(PartialEq, Eq)]
+pub(super) enum Progress {
+    More,
+    Done,
+}
+
+/// Calls `each` for every interface.
+pub(super) fn dump_links(mut each: impl FnMut(Message)) -> io::Result<()> {
+    let socket = open(0)?;
+    let mut request = Vec::with_capacity(HEADER + LINK_HEADER);
+    request.extend(((HEADER + LINK_HEADER) as u32).to_ne_bytes());
+    request.extend(RTM_GETLINK.to_ne_bytes());
+    request.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
+    request.extend(1_u32.to_ne_bytes());
+    request.extend(0_u32.to_ne_bytes());
+    request.extend([0; LINK_HEADER]);
+    socket::send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
+    while receive(socket.as_fd(), &mut each)? == Progress::More {}
+    Ok(())
+}
+
+/// Removes the clsact qdisc of an interface, with the filters at it.
+pub(super) fn delete_clsact(index: u32) -> io::Result<()> {
+    let socket = open(0)?;
+    let mut request = Vec::with_capacity(HEADER + TC_HEADER);
+    request.extend(((HEADER + TC_HEADER) as u32).to_ne_bytes());
+    request.extend(RTM_DELQDISC.to_ne_bytes());
+    request.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
+    request.extend(1_u32.to_ne_bytes());
+    request.extend(0_u32.to_ne_bytes());
+    request.extend([0; 4]);
+    request.extend(index.to_ne_bytes());
+    request.extend(CLSACT_HANDLE.to_ne_bytes());
+    request.extend(CLSACT_PARENT.to_ne_bytes());
+    request.extend(0_u32.to_ne_bytes());
+    socket::send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
+    while receive(socket.as_fd(), &mut |_| {})? == Progress::More {}
+    Ok(())
+}
+
+/// A socket that receives every change of an interface.
+pub(super) fn subscribe_links() -> io::Result<OwnedFd> {
+    open(libc::RTMGRP_LINK as u32)
+}
+
+/// Receives one datagram and calls `each` for the messages in it.
+pub(super) fn receive(socket: BorrowedFd<'_>, each: &mut impl FnMut(Message)) -> io::Result<Progress> {
+    // The kernel fills at most 32 KiB of a dump into one datagram (`rtnl_dump`, NLMSG_GOODSIZE).
+    let mut buffer = vec![0_u8; 64 << 10];
+    let length = loop {
+        match socket::recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            Ok(length) => break length,
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    };
+    parse(buffer.get(..length).unwrap_or_default(), each)
+}
+
+fn open(groups: u32) -> io::Result<OwnedFd> {
+    let socket =
+        socket::socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    setsockopt(&socket, sockopt::RcvBuf, &(1 << 20))?;
+    socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+    Ok(socket)
+}
+
+fn parse(mut bytes: &[u8], each: &mut impl FnMut(Message)) -> io::Result<Progress> {
+    while let (Some(length), Some(kind)) = (u32_at(bytes, 0), u16_at(bytes, 4)) {
+        let length = length as usize;
+        let Some(body) = bytes.get(HEADER..length) else { break };
+        match kind {
+            NLMSG_DONE => return Ok(Progress::Done),
+            NLMSG_ERROR => {
+                let error = u32_at(body, 0).unwrap_or(0) as i32;
+                return if error == 0 { Ok(Progress::Done) } else { Err(io::Error::from_raw_os_error(-error)) };
+            }
+            RTM_NEWLINK => link(body).into_iter().for_each(|interface| each(Message::Link(interface))),
+            RTM_DELLINK => link(body).into_iter().for_each(|gone| each(Message::Gone(gone.index, gone.name))),
+            _ => {}
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(Progress::More)
+}
+
+/// The interface a message is about; `None` for a bridge's own notes about its ports and for anything malformed.
+fn link(body: &[u8]) -> Option<Interface> {
+    if i32::from(*body.first()?) != libc::AF_UNSPEC {
+        return None;
+    }
+    let (index, flags) = (u32_at(body, 4)?, u32_at(body, 8)?);
+    let (mut name, mut mtu, mut info_kind, mut parent) = (None, 0, String::new(), None);
+    for (kind, value) in attributes(body.get(LINK_HEADER..)?) {
+        match kind {
+            IFLA_IFNAME => name = Some(text(value)),
+            IFLA_MTU => mtu = u32_at(value, 0)?,
+            IFLA_PARENT_DEV_NAME => parent = Some(text(value)),
+            IFLA_LINKINFO => {
+                info_kind = attributes(value)
+                    .find(|(kind, _)| *kind == IFLA_INFO_KIND)
+                    .map(|(_, v)| text(v))
+                    .unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    let kind = if flags & libc::IFF_LOOPBACK as u32 != 0 {
+        Kind::Loopback
+    } else {
+        match parent {
+            Some(device) => Kind::Physical(device),
+            None => Kind::Virtual(info_kind),
+        }
+    };
+    Some(Interface { index, name: name?, kind, mtu, up: flags & libc::IFF_UP as u32 != 0 })
+}
+
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_at(bytes, 0)?);
+        let kind = u16_at(bytes, 2)? & NLA_TYPE_MASK;
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned()
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn message(attributes: &[Vec<u8>]) -> Vec<u8> {
+        let mut body = vec![0_u8; LINK_HEADER];
+        body[4..8].copy_from_slice(&7_u32.to_ne_bytes());
+        body[8..12].copy_from_slice(&1_u32.to_ne_bytes());
+        attributes.iter().for_each(|attribute| body.extend(attribute));
+        let mut bytes = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+        bytes.extend(RTM_NEWLINK.to_ne_bytes());
+        bytes.resize(HEADER, 0);
+        bytes.extend(body);
+        bytes
+    }
+
+    fn parsed(bytes: &[u8]) -> Vec<Interface> {
+        let mut found = Vec::new();
+        parse(bytes, &mut |message| {
+            if let Message::Link(interface) = message {
+                found.push(interface);
+            }
+        })
+        .map(drop)
+        .unwrap();
+        found
+    }
+
+    #[test]
+    fn kind_and_parent_decide() {
+        let veth = message(&[
+            attribute(IFLA_IFNAME, b"v0\0"),
+            attribute(IFLA_MTU, &1500_u32.to_ne_bytes()),
+            attribute(IFLA_LINKINFO | 0x8000, &attribute(IFLA_INFO_KIND, b"veth\0")),
+        ]);
+        let expected =
+            Interface { index: 7, name: "v0".into(), kind: Kind::Virtual("veth".into()), mtu: 1500, up: true };
+        assert_eq!(parsed(&veth), [expected]);
+        let nic = message(&[attribute(IFLA_IFNAME, b"eth0\0"), attribute(IFLA_PARENT_DEV_NAME, b"virtio0\0")]);
+        assert_eq!(parsed(&nic)[0].kind, Kind::Physical("virtio0".into()));
+    }
+
+    #[test]
+    fn cut_messages_are_left_out() {
+        let whole = message(&[attribute(IFLA_IFNAME, b"v0\0")]);
+        for end in 0..whole.len() {
+            assert_eq!(parsed(&whole[..end]), [], "cut at {end}");
+        }
+    }
+}

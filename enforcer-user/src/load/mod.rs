@@ -1,0 +1,362 @@
+//! The kernel side's life: load, pin, attach, take over, remove.
+//!
+//! Everything is pinned: whatever ends the agent, the programs go on with the maps they have. A restarted agent re-uses the
+//! maps and puts its own programs into the pinned links, so there is no moment without one.
+
+mod clsact;
+mod error;
+mod interface;
+mod links;
+mod options;
+mod pins;
+mod unload;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use aya::programs::links::FdLink;
+use aya::programs::{CgroupAttachMode, CgroupSock, Program, ProgramError, SockOps};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader};
+use aya_obj::Object;
+use nix::fcntl::Flock;
+
+use crate::link_net::{self, Interface, sysctl};
+use crate::sys;
+use crate::tap::Tap;
+
+pub use error::LoadError;
+pub use interface::{Attached, XdpState};
+pub use links::{Placed, pinned as pinned_links};
+pub use options::{Interfaces, LoadOptions, MapSizes, XdpMode};
+pub use pins::Pins;
+pub use unload::{UnloadOptions, Unloaded, unload};
+
+use interface::{EGRESS, INGRESS, PU_EGRESS, PU_INGRESS, TAP_INGRESS, causes, pin_name};
+use links::Place;
+
+/// Every program of the object.
+const PROGRAMS: [&str; 8] =
+    ["xdp_shield", "tc_ingress", "tc_egress", "tc_pu_ingress", "tc_pu_egress", "tap_inject", "sock_create", "sock_ops"];
+
+/// A map whose wanted size is not in force because the map exists already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptSize {
+    /// Map.
+    pub map: String,
+    /// Entries (bytes of a ring) in force.
+    pub pinned: u32,
+    /// Entries wanted.
+    pub wanted: u32,
+}
+
+/// The loaded and attached kernel side. Dropping it leaves everything in force; [`unload`] removes it.
+#[derive(Debug)]
+pub struct Kernel {
+    pins: Pins,
+    programs: Ebpf,
+    wanted: Interfaces,
+    xdp: XdpMode,
+    clsact: bool,
+    attached: BTreeMap<u32, Attached>,
+    tap: Option<u32>,
+    kept: Vec<KeptSize>,
+    /// Keeps other agents off while this one lives.
+    _lock: Flock<File>,
+}
+
+impl Kernel {
+    /// Loads the programs, takes over or makes maps and links, and attaches to the cgroup and the interfaces.
+    ///
+    /// The TAP and the PUs' own interfaces are attached by [`Kernel::attach_tap`] and [`Kernel::attach_pu_interface`].
+    ///
+    /// # Errors
+    /// [`LoadError`]; what was attached by then stays attached.
+    pub fn open(options: &LoadOptions) -> Result<Self, LoadError> {
+        let pins = Pins::new(&options.bpffs);
+        pins::require_bpffs(&pins.root)?;
+        let cgroup = pins::open_cgroup(&options.cgroup)?;
+        pins.create()?;
+        let lock = pins.lock()?;
+        let (mut programs, kept) = load(options, &pins)?;
+        for name in PROGRAMS {
+            load_program(&mut programs, name)?;
+            pin_program(&mut programs, name, &pins.programs)?;
+        }
+        let mut kernel = Self {
+            pins,
+            programs,
+            wanted: options.interfaces.clone(),
+            xdp: options.xdp,
+            clsact: options.clsact || !has_tcx(),
+            attached: BTreeMap::new(),
+            tap: None,
+            kept,
+            _lock: lock,
+        };
+        kernel.attach_cgroup(&cgroup, &options.cgroup)?;
+        kernel.attach_interfaces()?;
+        sysctl::prepare_loopback(&kernel.pins.settings)?;
+        Ok(kernel)
+    }
+
+    /// Where everything is pinned; `pins().maps` is what `map_write` and `ring` want.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// The interfaces the enforcer is at.
+    pub fn interfaces(&self) -> impl Iterator<Item = &Attached> {
+        self.attached.values()
+    }
+
+    /// Maps that keep another size than wanted.
+    pub fn kept_sizes(&self) -> &[KeptSize] {
+        &self.kept
+    }
+
+    /// Attaches to an interface; `None` if it is the TAP or not among the interfaces to enforce on. Repeating is harmless.
+    ///
+    /// # Errors
+    /// [`LoadError::NoInterface`], or what the kernel refused.
+    pub fn attach_interface(&mut self, name: &str) -> Result<Option<&Attached>, LoadError> {
+        let interface = link_net::by_name(name)
+            .map_err(LoadError::Interfaces)?
+            .ok_or_else(|| LoadError::NoInterface(name.to_owned()))?;
+        if self.is_tap(&interface) || !self.wanted.contains(name) {
+            return Ok(None);
+        }
+        let index = interface.index;
+        self.attach(interface)?;
+        Ok(self.attached.get(&index))
+    }
+
+    /// Detaches from an interface, gone or not; whether the enforcer was there.
+    ///
+    /// # Errors
+    /// If a pin cannot be removed.
+    pub fn detach_interface(&mut self, index: u32) -> Result<bool, LoadError> {
+        let Some(attached) = self.attached.remove(&index) else { return Ok(false) };
+        for chain in [&PU_INGRESS, &INGRESS, &EGRESS, &PU_EGRESS] {
+            self.displace_tc(chain, index, &attached.interface.name)?;
+        }
+        for program in ["xdp_native", "xdp_generic"] {
+            links::remove(&self.pins.links.join(pin_name(program, index)))?;
+        }
+        Ok(true)
+    }
+
+    /// Attaches to an interface that is a PU's own, whether or not it is among the interfaces to enforce on.
+    ///
+    /// # Errors
+    /// [`LoadError::NoInterface`], or what the kernel refused.
+    pub fn attach_pu_interface(&mut self, index: u32) -> Result<(), LoadError> {
+        let interface = link_net::by_index(index)
+            .map_err(LoadError::Interfaces)?
+            .ok_or_else(|| LoadError::NoInterface(format!("with index {index}")))?;
+        self.attach(interface.clone())?;
+        self.place_tc(&PU_INGRESS, &interface)?;
+        self.place_tc(&PU_EGRESS, &interface)?;
+        if let Some(attached) = self.attached.get_mut(&index) {
+            attached.pu = true;
+        }
+        Ok(())
+    }
+
+    /// Makes an interface an ordinary one again, or detaches from it if it is not among those to enforce on.
+    ///
+    /// # Errors
+    /// If a pin cannot be removed.
+    pub fn detach_pu_interface(&mut self, index: u32) -> Result<(), LoadError> {
+        let Some(attached) = self.attached.get_mut(&index) else { return Ok(()) };
+        attached.pu = false;
+        let name = attached.interface.name.clone();
+        if !self.wanted.contains(&name) {
+            return self.detach_interface(index).map(drop);
+        }
+        self.displace_tc(&PU_INGRESS, index, &name)?;
+        self.displace_tc(&PU_EGRESS, index, &name)?;
+        Ok(())
+    }
+
+    /// Attaches the program that takes frames from the TAP, and nothing else there.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn attach_tap(&mut self, tap: &Tap) -> Result<(), LoadError> {
+        self.detach_interface(tap.index())?;
+        self.tap = Some(tap.index());
+        let interface = link_net::by_index(tap.index())
+            .map_err(LoadError::Interfaces)?
+            .ok_or_else(|| LoadError::NoInterface(tap.name().to_owned()))?;
+        self.place_tc(&TAP_INGRESS, &interface).map(drop)
+    }
+
+    fn attach(&mut self, interface: Interface) -> Result<(), LoadError> {
+        let ingress = self.place_tc(&INGRESS, &interface)?;
+        let egress = self.place_tc(&EGRESS, &interface)?;
+        let xdp = self.place_xdp(&interface)?;
+        let placed = if ingress == egress { ingress } else { Placed::Attached };
+        let pu = self.attached.get(&interface.index).is_some_and(|former| former.pu);
+        self.attached.insert(interface.index, Attached { interface, pu, xdp, placed });
+        Ok(())
+    }
+
+    fn attach_interfaces(&mut self) -> Result<(), LoadError> {
+        let present = link_net::list().map_err(LoadError::Interfaces)?;
+        if let Interfaces::Named(names) = &self.wanted {
+            let missing = names.iter().find(|name| !present.iter().any(|interface| interface.name == **name));
+            if let Some(name) = missing {
+                return Err(LoadError::NoInterface(name.clone()));
+            }
+        }
+        self.remove_dead_links()?;
+        for interface in present {
+            if !self.wanted.contains(&interface.name) || self.is_tap(&interface) {
+                continue;
+            }
+            let index = interface.index;
+            match self.attach(interface) {
+                // It went away meanwhile.
+                Err(_) if link_net::by_index(index).is_ok_and(|found| found.is_none()) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A TAP of a former agent is known by the program at it.
+    fn is_tap(&self, interface: &Interface) -> bool {
+        self.tap == Some(interface.index)
+            || self.pins.links.join(pin_name(TAP_INGRESS.program, interface.index)).exists()
+    }
+
+    /// Removes the pins of links whose interface is gone, before its index is given to another.
+    fn remove_dead_links(&self) -> Result<(), LoadError> {
+        for (name, link) in links::pinned(&self.pins.links)? {
+            if link.target == 0 {
+                links::remove(&self.pins.links.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_cgroup(&mut self, cgroup: &File, path: &Path) -> Result<(), LoadError> {
+        let id =
+            cgroup.metadata().map_err(|source| LoadError::Path { path: path.to_owned(), step: "read", source })?.ino();
+        let place = Place { kind: sys::LINK_CGROUP, target: id };
+        let links = self.pins.links.clone();
+        macro_rules! attach {
+            ($name:literal, $kind:ty) => {{
+                let failed = |error: &dyn std::error::Error| LoadError::Attach {
+                    program: $name,
+                    place: path.display().to_string(),
+                    reason: causes(error),
+                };
+                let program: &mut $kind = self.program($name)?;
+                let fd = program
+                    .fd()
+                    .and_then(|fd| fd.try_clone().map_err(ProgramError::from))
+                    .map_err(|error| failed(&error))?;
+                links::place(&links.join($name), place, fd.as_fd(), || {
+                    // Links are many to a cgroup anyway; another mode is refused where links exist.
+                    program
+                        .attach(cgroup, CgroupAttachMode::Single)
+                        .and_then(|link| program.take_link(link))
+                        .map_err(|error| failed(&error))
+                        .and_then(|link| FdLink::try_from(link).map_err(|error| failed(&error)))
+                })?;
+            }};
+        }
+        attach!("sock_create", CgroupSock);
+        attach!("sock_ops", SockOps);
+        Ok(())
+    }
+
+    fn program<'a, P>(&'a mut self, name: &'static str) -> Result<&'a mut P, LoadError>
+    where
+        &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+    {
+        find(&mut self.programs, name)?
+            .try_into()
+            .map_err(|source| LoadError::Program { program: name, source: Box::new(source) })
+    }
+}
+
+/// Since Linux 6.6. A version that cannot be read is taken for a new one, whose refusal would be plain.
+fn has_tcx() -> bool {
+    KernelVersion::current().map_or(true, |version| version >= KernelVersion::new(6, 6, 0))
+}
+
+fn load(options: &LoadOptions, pins: &Pins) -> Result<(Ebpf, Vec<KeptSize>), LoadError> {
+    let object = Object::parse(&options.object).map_err(|error| LoadError::Object(causes(&error)))?;
+    if let Some(name) = PROGRAMS.iter().find(|name| !object.programs.contains_key(**name)) {
+        return Err(LoadError::Object(format!("there is no program {name} in it")));
+    }
+    let pinned = pins::check(&object, &pins.maps)?;
+    let mut loader = EbpfLoader::new();
+    for (name, _) in pins::shared_maps(&object) {
+        loader.map_pin_path(name, pins.maps.join(name));
+    }
+    let mut kept = Vec::new();
+    for (name, wanted) in options.sizes.wanted() {
+        match pinned.get(name) {
+            Some(&pinned) if pinned != wanted => {
+                tracing::warn!(
+                    map = name,
+                    pinned,
+                    wanted,
+                    "the map exists and keeps its size; `enforcer unload` first to change it"
+                );
+                kept.push(KeptSize { map: name.to_owned(), pinned, wanted });
+            }
+            Some(_) => {}
+            None => drop(loader.map_max_entries(name, wanted)),
+        }
+    }
+    // What exists is as large as it is; aya takes the object's word otherwise.
+    for (name, entries) in &pinned {
+        loader.map_max_entries(name, *entries);
+    }
+    let programs = loader
+        .load(&options.object)
+        .map_err(|source| LoadError::Maps { path: pins.maps.clone(), source: Box::new(source) })?;
+    Ok((programs, kept))
+}
+
+fn load_program(programs: &mut Ebpf, name: &'static str) -> Result<(), LoadError> {
+    let result = match find(programs, name)? {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        _ => return Err(LoadError::Object(format!("program {name} is of an unexpected type"))),
+    };
+    result.map_err(|source| LoadError::Program { program: name, source: Box::new(source) })
+}
+
+/// Pins a program for `bpftool` and for test runs; links do not need it.
+fn pin_program(programs: &mut Ebpf, name: &'static str, directory: &Path) -> Result<(), LoadError> {
+    let (path, fresh) = (directory.join(name), directory.join(format!("{name}_new")));
+    let failed = |step| {
+        let path = path.clone();
+        move |source| LoadError::Path { path, step, source }
+    };
+    let program = find(programs, name)?;
+    let fd = program.fd().map_err(|error| failed("pin")(io::Error::other(error)))?;
+    // Left by an agent that died between the two steps.
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace")(error)),
+        _ => {}
+    }
+    sys::obj_pin(fd.as_fd(), &fresh).map_err(failed("pin"))?;
+    fs::rename(&fresh, &path).map_err(failed("replace"))
+}
+
+fn find<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, LoadError> {
+    programs.program_mut(name).ok_or_else(|| LoadError::Object(format!("there is no program {name} in it")))
+}

@@ -1,0 +1,107 @@
+//! Removal of everything the enforcer put into the kernel, whether or not an agent ever ended properly.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::interface::{EGRESS, INGRESS, PU_EGRESS, PU_INGRESS, TAP_INGRESS};
+use super::{LoadError, Pins, clsact, pins};
+use crate::link_net::sysctl;
+use crate::tap::Tap;
+
+/// What to remove.
+#[derive(Clone, Debug)]
+pub struct UnloadOptions {
+    /// The bpffs directory given when loading.
+    pub bpffs: PathBuf,
+    /// The TAP device.
+    pub tap: String,
+    /// The directory the enforcer made its PUs' cgroups in; what is empty there is removed.
+    pub pu_cgroups: Option<PathBuf>,
+}
+
+/// What was there to remove.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unloaded {
+    /// Links, and with them attached programs.
+    pub links: usize,
+    /// Pinned programs.
+    pub programs: usize,
+    /// Pinned maps.
+    pub maps: usize,
+    /// Whether the TAP existed.
+    pub tap: bool,
+    /// Cgroups removed.
+    pub cgroups: usize,
+    /// Cgroups left because processes run in them.
+    pub cgroups_in_use: Vec<PathBuf>,
+}
+
+/// Removes links, programs, maps, the TAP, settings, our clsact qdiscs, empty PU cgroups and the pin directories.
+///
+/// Links go first, so that no program runs with half of its maps. Nothing to remove is no error. It acts on the network
+/// namespace it is called in.
+///
+/// # Errors
+/// [`LoadError::Busy`] while an agent runs; else what could not be removed. Repeating it removes the rest.
+pub fn unload(options: &UnloadOptions) -> Result<Unloaded, LoadError> {
+    let pins = Pins::new(&options.bpffs);
+    let mut unloaded = Unloaded::default();
+    if pins.root.exists() {
+        pins::require_bpffs(&pins.root)?;
+        let _lock = pins.lock()?;
+        unloaded.links = remove_files(&pins.links)?;
+        let filters = [PU_INGRESS, INGRESS, EGRESS, PU_EGRESS, TAP_INGRESS];
+        clsact::remove_all(&pins.clsact, &filters.map(|chain| (chain.direction, chain.priority)))?;
+        sysctl::restore_loopback(&pins.settings)?;
+        unloaded.tap = Tap::remove(&options.tap)?;
+        unloaded.programs = remove_files(&pins.programs)?;
+        unloaded.maps = remove_files(&pins.maps)?;
+        for directory in [&pins.links, &pins.programs, &pins.maps, &pins.settings, &pins.clsact, &pins.root] {
+            remove_directory(directory)?;
+        }
+        // Ours only if nothing else is in it; a mount point stays.
+        drop(fs::remove_dir(&pins.base));
+    } else {
+        unloaded.tap = Tap::remove(&options.tap)?;
+    }
+    if let Some(directory) = &options.pu_cgroups {
+        remove_cgroups(directory, &mut unloaded);
+    }
+    Ok(unloaded)
+}
+
+fn remove_files(directory: &Path) -> Result<usize, LoadError> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(source) => return Err(LoadError::Path { path: directory.to_owned(), step: "read", source }),
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let path = entry.map_err(|source| LoadError::Path { path: directory.to_owned(), step: "read", source })?.path();
+        fs::remove_file(&path).map_err(|source| LoadError::Path { path, step: "remove", source })?;
+        removed += 1;
+    }
+    Ok(removed)
+}
+
+fn remove_directory(directory: &Path) -> Result<(), LoadError> {
+    match fs::remove_dir(directory) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(LoadError::Path { path: directory.to_owned(), step: "remove", source }),
+    }
+}
+
+/// Children before parents; a cgroup with processes stays, as only their owner can know where to put them.
+fn remove_cgroups(directory: &Path, unloaded: &mut Unloaded) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove_cgroups(&entry.path(), unloaded);
+    }
+    match fs::remove_dir(directory) {
+        Ok(()) => unloaded.cgroups += 1,
+        Err(_) => unloaded.cgroups_in_use.push(directory.to_owned()),
+    }
+}

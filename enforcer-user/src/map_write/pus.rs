@@ -1,0 +1,153 @@
+//! `PUS` and `CREDENTIALS`: the PUs of this host and what they show to peers.
+
+use std::path::Path;
+
+use common::abi::MAX_PUS;
+use common::identity::{Credential, Pu};
+use common::wire::CREDENTIAL_MAX;
+
+use super::{MapWriteError, Table};
+
+/// The writer of `PUS` and `CREDENTIALS`.
+///
+/// Each PU has two slots for credentials, used in turn: the kernel may be copying out of one while the next is written
+/// into the other, and the PU's entry then points to the new one.
+#[derive(Debug)]
+pub struct Pus {
+    pus: Table<u32, Pu>,
+    credentials: Table<u32, Credential>,
+}
+
+impl Pus {
+    /// Opens the maps.
+    ///
+    /// # Errors
+    /// As `Maps::open`.
+    pub fn open(maps: &Path) -> Result<Self, MapWriteError> {
+        Ok(Self { pus: Table::open(maps, "PUS")?, credentials: Table::open(maps, "CREDENTIALS")? })
+    }
+
+    /// The PU under this index; `None` if the slot is free or there is none.
+    ///
+    /// # Errors
+    /// What the kernel reports.
+    pub fn get(&self, pu: u32) -> Result<Option<Pu>, MapWriteError> {
+        Ok(self.pus.get(&pu)?.filter(|entry| entry.identity != 0))
+    }
+
+    /// All PUs with their indices.
+    ///
+    /// # Errors
+    /// What the kernel reports.
+    pub fn entries(&self) -> Result<Vec<(u32, Pu)>, MapWriteError> {
+        let mut entries = Vec::new();
+        self.pus.for_each(|index, pu| {
+            if pu.identity != 0 {
+                entries.push((*index, *pu));
+            }
+        })?;
+        Ok(entries)
+    }
+
+    /// Sets identity and handle of a PU; its credential stays.
+    ///
+    /// # Errors
+    /// [`MapWriteError::Index`] for 0 or beyond the map, or what the kernel reports.
+    pub fn set_identity(&mut self, pu: u32, identity: u32, handle: u16) -> Result<(), MapWriteError> {
+        let entry = self.slot(pu)?;
+        self.pus.insert(&pu, &Pu { identity, handle, ..entry })
+    }
+
+    /// Sets identity, handle and credential of a PU with one change of its entry; `hash` are the first twelve bytes of
+    /// the SHA-256 of `credential`, `until_ns` is in `CLOCK_MONOTONIC` nanoseconds.
+    ///
+    /// # Errors
+    /// [`MapWriteError::Index`], [`MapWriteError::TooLong`], [`MapWriteError::Full`], or what the kernel reports; the
+    /// former credential stays in force then.
+    pub fn set_credential(
+        &mut self,
+        pu: u32,
+        identity: u32,
+        handle: u16,
+        credential: &[u8],
+        hash: [u8; 12],
+        until_ns: u64,
+    ) -> Result<(), MapWriteError> {
+        let entry = self.slot(pu)?;
+        let value = encode(credential, hash).ok_or(MapWriteError::TooLong {
+            what: "the credential of PU",
+            key: pu,
+            len: credential.len(),
+            max: CREDENTIAL_MAX,
+        })?;
+        let [first, second] = slots(pu);
+        let slot = if entry.credential == first { second } else { first };
+        self.credentials.insert(&slot, &value)?;
+        let next = Pu { identity, credential: slot, credential_until_ns: until_ns, handle, pad: [0; 3] };
+        self.pus.insert(&pu, &next)
+    }
+
+    /// Frees the index and removes the credentials.
+    ///
+    /// # Errors
+    /// [`MapWriteError::Index`], or what the kernel reports.
+    pub fn remove(&mut self, pu: u32) -> Result<(), MapWriteError> {
+        self.slot(pu)?;
+        self.pus.insert(&pu, &Pu::default())?;
+        for slot in slots(pu) {
+            self.credentials.remove(&slot)?;
+        }
+        Ok(())
+    }
+
+    /// How many PUs fit; indices are 1 to this number less one.
+    pub fn capacity(&self) -> u32 {
+        self.pus.capacity().min(MAX_PUS)
+    }
+
+    fn slot(&self, pu: u32) -> Result<Pu, MapWriteError> {
+        let entry = if pu == 0 { None } else { self.pus.get(&pu)? };
+        entry.ok_or(MapWriteError::Index { name: "PUS", index: pu, capacity: self.capacity() })
+    }
+}
+
+/// The two slots of a PU; never 0, which means "none".
+fn slots(pu: u32) -> [u32; 2] {
+    [2 * pu, 2 * pu + 1]
+}
+
+fn encode(bytes: &[u8], hash: [u8; 12]) -> Option<Credential> {
+    if bytes.is_empty() || bytes.len() > CREDENTIAL_MAX {
+        return None;
+    }
+    let [i0, i1, i2, i3, m0, m1, m2, m3, m4, m5, m6, m7] = hash;
+    let mut credential = Credential {
+        hash_index: u32::from_be_bytes([i0, i1, i2, i3]),
+        len: bytes.len() as u32,
+        hash_mac: u64::from_be_bytes([m0, m1, m2, m3, m4, m5, m6, m7]),
+        bytes: [0; CREDENTIAL_MAX + 4],
+    };
+    credential.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
+    Some(credential)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_bounded() {
+        let hash = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+        assert!(encode(&[], hash).is_none());
+        assert!(encode(&[0; CREDENTIAL_MAX + 1], hash).is_none());
+        let longest = encode(&[7; CREDENTIAL_MAX], hash).unwrap();
+        assert_eq!((longest.len as usize, longest.bytes[CREDENTIAL_MAX - 1]), (CREDENTIAL_MAX, 7));
+        assert_eq!((longest.hash_index, longest.hash_mac), (0x0102_0304, 0x0506_0708_090a_0b0c));
+    }
+
+    #[test]
+    fn no_two_pus_share_a_slot() {
+        assert_eq!(slots(1), [2, 3]);
+        assert_eq!(slots(2), [4, 5]);
+    }
+}

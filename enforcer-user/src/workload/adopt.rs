@@ -1,0 +1,156 @@
+//! Sockets that are older than their PU: found through their processes, marked in the kernel.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{SockaddrStorage, getsockname, getsockopt, sockopt};
+
+use crate::map_write::{MapWriteError, Sockets};
+use crate::sys;
+
+/// A cgroup whose sockets could not be adopted.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// No such cgroup, or not readable.
+    #[error("cgroup {path}: {source}; give the path of a cgroup v2 directory")]
+    Cgroup {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The map did not take a socket.
+    #[error(transparent)]
+    Map(#[from] MapWriteError),
+}
+
+/// What was found and marked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Adopted {
+    /// Processes looked at.
+    pub processes: usize,
+    /// Internet sockets marked; one shared by several processes counts once.
+    pub sockets: usize,
+    /// Listening sockets among them: protocol and address.
+    pub listeners: Vec<Listener>,
+    /// Descriptors that were gone or closed before they could be looked at.
+    pub vanished: usize,
+}
+
+/// A listening socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Listener {
+    /// Bound address and port.
+    pub address: SocketAddr,
+    /// Whether an IPv6 socket refuses IPv4.
+    pub v6_only: bool,
+}
+
+/// Marks all internet sockets of the processes in `cgroup` and its descendants as those of `pu`.
+///
+/// Processes and descriptors come and go meanwhile: what vanishes is counted, what appears was marked by the kernel when it
+/// was created, as long as the cgroup is in `PU_CGROUPS` before this is called.
+///
+/// # Errors
+/// [`AdoptError::Cgroup`] if the directory cannot be read, [`AdoptError::Map`] if the kernel refuses a mark.
+pub fn adopt(cgroup: &Path, pu: u32, sockets: &Sockets) -> Result<Adopted, AdoptError> {
+    let mut adopted = Adopted::default();
+    let mut seen = HashSet::new();
+    for pid in processes(cgroup)? {
+        adopted.processes += 1;
+        let Ok(pidfd) = sys::pidfd_open(pid) else {
+            adopted.vanished += 1;
+            continue;
+        };
+        for (number, inode) in socket_descriptors(pid) {
+            if seen.contains(&inode) {
+                continue;
+            }
+            let Ok(socket) = sys::pidfd_getfd(pidfd.as_fd(), number) else {
+                adopted.vanished += 1;
+                continue;
+            };
+            // The number may have been re-used since it was read: only what the descriptor itself says counts.
+            if !is_internet(socket.as_fd()) {
+                continue;
+            }
+            sockets.insert(socket.as_fd(), pu)?;
+            seen.insert(inode);
+            adopted.sockets += 1;
+            adopted.listeners.extend(listener(socket.as_fd()));
+        }
+    }
+    Ok(adopted)
+}
+
+/// Process ids in a cgroup and its descendants.
+///
+/// # Errors
+/// [`AdoptError::Cgroup`] if the directory itself cannot be read; descendants that vanish are left out.
+pub fn processes(cgroup: &Path) -> Result<Vec<u32>, AdoptError> {
+    let failed = |source| AdoptError::Cgroup { path: cgroup.to_owned(), source };
+    let mut pids = pids(cgroup).map_err(failed)?;
+    let mut waiting = children(cgroup).map_err(failed)?;
+    while let Some(directory) = waiting.pop() {
+        pids.extend(self::pids(&directory).unwrap_or_default());
+        waiting.extend(children(&directory).unwrap_or_default());
+    }
+    pids.sort_unstable();
+    pids.dedup();
+    Ok(pids)
+}
+
+fn pids(directory: &Path) -> io::Result<Vec<u32>> {
+    let read = |file| fs::read_to_string(directory.join(file));
+    let text = match read("cgroup.procs") {
+        // A threaded cgroup lists threads only; every thread of a process has the same descriptors.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => read("cgroup.threads")?,
+        other => other?,
+    };
+    // A process of another pid namespace is listed as 0.
+    Ok(text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect())
+}
+
+fn children(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory)?.flatten();
+    Ok(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect())
+}
+
+/// Descriptor numbers of a process that are sockets, with the inode that stands for the socket.
+fn socket_descriptors(pid: u32) -> Vec<(RawFd, u64)> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    let socket = |entry: fs::DirEntry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()?;
+        Some((entry.file_name().to_str()?.parse().ok()?, inode))
+    };
+    entries.flatten().filter_map(socket).collect()
+}
+
+fn is_internet(socket: BorrowedFd<'_>) -> bool {
+    matches!(domain(socket), Some(libc::AF_INET | libc::AF_INET6))
+}
+
+fn domain(socket: BorrowedFd<'_>) -> Option<i32> {
+    sys::socket_option(socket, libc::SO_DOMAIN).ok()
+}
+
+fn listener(socket: BorrowedFd<'_>) -> Option<Listener> {
+    if !getsockopt(&socket, sockopt::AcceptConn).ok()?
+        || sys::socket_option(socket, libc::SO_PROTOCOL).ok()? != libc::IPPROTO_TCP
+    {
+        return None;
+    }
+    let name: SockaddrStorage = getsockname(socket.as_raw_fd()).ok()?;
+    let v6_only = domain(socket) == Some(libc::AF_INET6) && getsockopt(&socket, sockopt::Ipv6V6Only).unwrap_or(false);
+    let address = match (name.as_sockaddr_in(), name.as_sockaddr_in6()) {
+        (Some(v4), _) => SocketAddr::V4((*v4).into()),
+        (None, Some(v6)) => SocketAddr::V6((*v6).into()),
+        (None, None) => return None,
+    };
+    Some(Listener { address, v6_only })
+}

@@ -1,0 +1,3 @@
+//! Workloads: where PUs come from.
+
+pub mod adopt;
