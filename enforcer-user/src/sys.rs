@@ -22,6 +22,7 @@ const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_MAP_LOOKUP_BATCH: u32 = 24;
 const BPF_MAP_UPDATE_BATCH: u32 = 26;
 const BPF_LINK_UPDATE: u32 = 29;
+const BPF_LINK_DETACH: u32 = 34;
 
 /// `enum bpf_link_type`.
 pub const LINK_CGROUP: u32 = 3;
@@ -110,6 +111,14 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     let attr =
         LinkUpdateAttr { link: link.as_raw_fd() as u32, program: program.as_raw_fd() as u32, flags: 0, old_program: 0 };
     bpf(BPF_LINK_UPDATE, &attr).map(drop)
+}
+
+/// Detaches a link now. Closing its last descriptor does so too, but at some later moment.
+///
+/// # Errors
+/// `EOPNOTSUPP` for kinds that cannot, `ENOLINK` if it hangs nowhere any more.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(BPF_LINK_DETACH, &(link.as_raw_fd() as u32)).map(drop)
 }
 
 /// The value under `key`, or `None`.

@@ -138,7 +138,8 @@ use aya::programs::TcAttachType::{Egress, Ingress};
 #[test]
 fn load_attaches_everywhere_and_unload_leaves_nothing() {
     isolated(|place| {
-        let interfaces_before = ip("-o link");
+        let interfaces = || link_net::list().unwrap().into_iter().map(|found| found.name).collect::<Vec<_>>();
+        let interfaces_before = interfaces();
         let settings = || {
             ["route_localnet", "accept_local", "rp_filter"]
                 .map(|name| fs::read_to_string(format!("/proc/sys/net/ipv4/conf/lo/{name}")).unwrap())
@@ -188,7 +189,7 @@ fn load_attaches_everywhere_and_unload_leaves_nothing() {
         let unloaded = unload(&place.unload()).unwrap();
         assert_eq!((unloaded.links, unloaded.programs, unloaded.tap, unloaded.cgroups), (9, 8, true, 3));
         assert_eq!(unloaded.maps, maps.len());
-        assert_eq!(ip("-o link"), interfaces_before);
+        assert_eq!(interfaces(), interfaces_before);
         assert_eq!(settings(), settings_before);
         assert!(!place.bpffs.exists() && !place.cgroup.join("pus").exists());
         for interface in ["lo", "v0", "v1"] {

@@ -61,13 +61,16 @@ pub(super) fn place(
     Ok(Placed::Attached)
 }
 
-/// Removes a pin and with it the link; whether there was one.
+/// Detaches a pinned link, at once, and removes its pin; whether there was one.
 pub(super) fn remove(pin: &Path) -> Result<bool, LoadError> {
-    match fs::remove_file(pin) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(LoadError::Path { path: pin.to_owned(), step: "remove", source }),
+    match sys::obj_get(pin) {
+        // One that hangs nowhere any more, or of a kind that goes with its last descriptor only, is no obstacle.
+        Ok(link) => drop(sys::link_detach(link.as_fd())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(LoadError::Path { path: pin.to_owned(), step: "open", source }),
     }
+    fs::remove_file(pin).map_err(|source| LoadError::Path { path: pin.to_owned(), step: "remove", source })?;
+    Ok(true)
 }
 
 /// The link pinned at `pin` if it still hangs somewhere.

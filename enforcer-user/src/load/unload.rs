@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::interface::{EGRESS, INGRESS, PU_EGRESS, PU_INGRESS, TAP_INGRESS};
-use super::{LoadError, Pins, clsact, pins};
+use super::{LoadError, Pins, clsact, links, pins};
 use crate::link_net::sysctl;
 use crate::tap::Tap;
 
@@ -50,13 +50,13 @@ pub fn unload(options: &UnloadOptions) -> Result<Unloaded, LoadError> {
     if pins.root.exists() {
         pins::require_bpffs(&pins.root)?;
         let _lock = pins.lock()?;
-        unloaded.links = remove_files(&pins.links)?;
+        unloaded.links = remove_files(&pins.links, |pin| links::remove(pin).map(drop))?;
         let filters = [PU_INGRESS, INGRESS, EGRESS, PU_EGRESS, TAP_INGRESS];
         clsact::remove_all(&pins.clsact, &filters.map(|chain| (chain.direction, chain.priority)))?;
         sysctl::restore_loopback(&pins.settings)?;
         unloaded.tap = Tap::remove(&options.tap)?;
-        unloaded.programs = remove_files(&pins.programs)?;
-        unloaded.maps = remove_files(&pins.maps)?;
+        unloaded.programs = remove_files(&pins.programs, remove_file)?;
+        unloaded.maps = remove_files(&pins.maps, remove_file)?;
         for directory in [&pins.links, &pins.programs, &pins.maps, &pins.settings, &pins.clsact, &pins.root] {
             remove_directory(directory)?;
         }
@@ -71,7 +71,7 @@ pub fn unload(options: &UnloadOptions) -> Result<Unloaded, LoadError> {
     Ok(unloaded)
 }
 
-fn remove_files(directory: &Path) -> Result<usize, LoadError> {
+fn remove_files(directory: &Path, remove: fn(&Path) -> Result<(), LoadError>) -> Result<usize, LoadError> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -80,10 +80,14 @@ fn remove_files(directory: &Path) -> Result<usize, LoadError> {
     let mut removed = 0;
     for entry in entries {
         let path = entry.map_err(|source| LoadError::Path { path: directory.to_owned(), step: "read", source })?.path();
-        fs::remove_file(&path).map_err(|source| LoadError::Path { path, step: "remove", source })?;
+        remove(&path)?;
         removed += 1;
     }
     Ok(removed)
+}
+
+fn remove_file(path: &Path) -> Result<(), LoadError> {
+    fs::remove_file(path).map_err(|source| LoadError::Path { path: path.to_owned(), step: "remove", source })
 }
 
 fn remove_directory(directory: &Path) -> Result<(), LoadError> {
