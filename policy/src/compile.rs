@@ -6,6 +6,7 @@
 //! keeps the sides it matches, found through an index on the rarest tag a selector demands.
 
 mod delta;
+mod diff;
 mod external;
 mod pair;
 mod side_index;
@@ -67,7 +68,7 @@ pub enum CompileError {
     NotAPu(u32),
 }
 
-/// Number of a distinct side. Grows only, so that a number never means two things.
+/// Number of a distinct side. Within one update a number never means two things.
 type SideId = u32;
 
 /// Longest-prefix table of external networks.

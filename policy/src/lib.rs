@@ -1,9 +1,9 @@
 //! Tag policies: who may open a connection to whom.
 //!
 //! Pure computation, no I/O: [`parse`] turns text into the [`model`], [`compile`] turns rules and
-//! identities into port-interval verdicts for the kernel's maps, [`evaluate`] is the slow and
+//! identities into port-interval verdicts for the kernel's maps, [`mod@evaluate`] is the slow and
 //! obvious statement of the same semantics that the compiled form is tested against, and
-//! [`explain`] says which rule decided and why the others did not.
+//! [`mod@explain`] says which rule decided and why the others did not.
 //!
 //! The language and its order of evaluation are described in `docs/policy.md`.
 #![forbid(unsafe_code)]

@@ -60,6 +60,17 @@ impl Externals {
         self.by_sides = by_sides;
     }
 
+    /// Follows a new numbering of sides; classes and their numbers stay.
+    pub fn renumber(&mut self, number: impl Fn(SideId) -> Option<SideId>) {
+        self.by_sides.clear();
+        for (id, class) in &mut self.classes {
+            let mut sides: Vec<SideId> = class.sides.iter().filter_map(|s| number(*s)).collect();
+            sides.sort_unstable();
+            class.sides = sides.into_boxed_slice();
+            self.by_sides.insert(class.sides.clone(), *id);
+        }
+    }
+
     pub fn prefixes(&self) -> &Prefixes {
         &self.prefixes
     }

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::SideId;
@@ -44,7 +44,7 @@ struct Posting {
 }
 
 /// Where an alternative was filed.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Anchor {
     Pair(u32),
     Key(u32),
@@ -103,39 +103,59 @@ impl SideIndex {
         }
     }
 
-    /// Counts one use less; true when that was the last and the side is gone.
-    pub fn release(&mut self, id: SideId) -> bool {
-        let Some(entry) = &mut self.sides[id as usize] else {
-            return false;
-        };
-        entry.uses -= 1;
-        if entry.uses > 0 {
-            return false;
-        }
-        if let Some(entry) = self.sides[id as usize].take() {
-            for anchor in &entry.anchors {
-                let postings = match *anchor {
-                    Anchor::Pair(pair) => &mut self.pairs[pair as usize].postings,
-                    Anchor::Key(key) => &mut self.keys[key as usize],
-                    Anchor::None => &mut self.unanchored,
-                };
-                postings.retain(|posting| posting.side != id);
+    /// Counts one use less of each; returns the sides that went with it.
+    pub fn release(&mut self, ids: &[SideId]) -> Vec<SideId> {
+        let mut gone = Vec::new();
+        let mut anchors: HashSet<Anchor> = HashSet::new();
+        for &id in ids {
+            let Some(entry) = &mut self.sides[id as usize] else {
+                continue;
+            };
+            entry.uses -= 1;
+            if entry.uses > 0 {
+                continue;
             }
-            for test in entry.alternatives.iter().flatten() {
-                if let Test::SomeOf(pairs) = test {
-                    for &pair in pairs {
-                        self.pairs[pair as usize].mentions -= 1;
+            gone.push(id);
+            if let Some(entry) = self.sides[id as usize].take() {
+                for test in entry.alternatives.iter().flatten() {
+                    if let Test::SomeOf(pairs) = test {
+                        pairs.iter().for_each(|&pair| self.pairs[pair as usize].mentions -= 1);
                     }
                 }
+                self.ids.remove(&entry.side);
+                anchors.extend(entry.anchors);
             }
-            self.ids.remove(&entry.side);
         }
-        true
+        // Each list is cleaned once, however many of its sides went.
+        for anchor in anchors {
+            let postings = match anchor {
+                Anchor::Pair(pair) => &mut self.pairs[pair as usize].postings,
+                Anchor::Key(key) => &mut self.keys[key as usize],
+                Anchor::None => &mut self.unanchored,
+            };
+            postings.retain(|posting| self.sides[posting.side as usize].is_some());
+        }
+        gone
     }
 
     /// The side of a number, if still in use.
     pub fn side(&self, id: SideId) -> Option<&Side> {
         self.sides[id as usize].as_ref().map(|entry| &*entry.side)
+    }
+
+    /// The number of a side in use.
+    pub fn id(&self, side: &Side) -> Option<SideId> {
+        self.ids.get(side).copied()
+    }
+
+    /// How many sides are in use.
+    pub fn live(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// How many numbers were given out.
+    pub fn numbered(&self) -> usize {
+        self.sides.len()
     }
 
     /// External networks among the sides.
@@ -250,7 +270,7 @@ fn anchors(tests: &[Test], pairs: &[Pair]) -> Vec<Anchor> {
 
 /// A PU's tags in the index's numbers; words that no rule mentions are left out.
 struct View<'a> {
-    keys: Vec<(u32, &'a std::collections::BTreeSet<String>)>,
+    keys: Vec<(u32, &'a BTreeSet<String>)>,
     pairs: Vec<u32>,
 }
 
@@ -290,7 +310,7 @@ impl<'a> View<'a> {
         pairs.iter().any(|pair| self.pairs.binary_search(pair).is_ok())
     }
 
-    fn values(&self, key: u32) -> Option<&std::collections::BTreeSet<String>> {
+    fn values(&self, key: u32) -> Option<&BTreeSet<String>> {
         self.keys.binary_search_by_key(&key, |(key, _)| *key).ok().map(|at| self.keys[at].1)
     }
 }

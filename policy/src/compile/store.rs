@@ -1,11 +1,11 @@
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::ops::Range;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::delta::{Delta, Scope};
+use super::diff::{Diff, Listed};
 use super::external::Externals;
 use super::pair::{Contribution, PairVerdict, covered_keys, sweep};
 use super::side_index::SideIndex;
@@ -16,9 +16,10 @@ use crate::model::{Identity, PolicyRule, RuleId, rule_applies};
 #[derive(Default)]
 pub struct Compiled {
     capabilities: Capabilities,
-    /// By rule number less one. Numbers are not used again, so that a number in a log or map that
-    /// is a moment old never names the wrong rule.
-    rules: Vec<Option<Compact>>,
+    rules: HashMap<RuleId, Compact>,
+    /// The highest number given so far. Numbers are not used again, so that a number in a log or
+    /// map that is a moment old never names the wrong rule.
+    last_rule: u32,
     /// The rules in the order of the list they came from.
     order: Vec<Listed>,
     by_sides: HashMap<(SideId, SideId), Vec<RuleId>>,
@@ -27,12 +28,6 @@ pub struct Compiled {
     index: SideIndex,
     pus: HashMap<IdentityId, Pu>,
     externals: Externals,
-}
-
-/// A rule's place in the list. Holds the rule itself, so that comparing lists stays in one array.
-struct Listed {
-    id: RuleId,
-    rule: Arc<PolicyRule>,
 }
 
 /// A rule with its sides and ports in numbers.
@@ -56,6 +51,9 @@ struct Pu {
 
 /// Above so many changed rules a delta does not say which pairs it affects.
 const MAX_TOLD_APART: usize = 1024;
+
+/// So many side numbers may lie idle before they are given out afresh.
+const KEPT_NUMBERS: usize = 4096;
 
 /// Above so many new sides, matching through the index beats trying each on every identity.
 const MAX_TRIED: usize = 32;
@@ -116,6 +114,7 @@ impl Compiled {
                 self.record_sides(&changed, &mut sides);
             }
         }
+        self.forget_the_past();
         delta.scope = match told_apart {
             true => Scope::Some { rules: changed, sides },
             false => Scope::All,
@@ -195,12 +194,12 @@ impl Compiled {
     }
 
     fn check(&self, diff: &Diff, rules: &[Arc<PolicyRule>]) -> Result<(), CompileError> {
-        let mut added = 0;
+        let mut added: u32 = 0;
         for (rule, kept) in rules[diff.new_middle()].iter().zip(&diff.kept) {
             if kept.is_some() {
                 continue;
             }
-            added += 1;
+            added = added.saturating_add(1);
             if rule.rule().encrypt && !self.capabilities.encrypt {
                 return Err(CompileError::EncryptUnavailable {
                     rule: rule.full_name(),
@@ -208,15 +207,14 @@ impl Compiled {
                 });
             }
         }
-        match u32::try_from(self.rules.len() + added) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(CompileError::TooManyRules),
+        match self.last_rule.checked_add(added) {
+            Some(_) => Ok(()),
+            None => Err(CompileError::TooManyRules),
         }
     }
 
     fn compact(&self, id: RuleId) -> Option<&Compact> {
-        let at = (id.0 as usize).checked_sub(1)?;
-        self.rules.get(at)?.as_ref()
+        self.rules.get(&id)
     }
 
     fn end(&self, id: IdentityId) -> Option<(&Identity, &[SideId])> {
@@ -265,6 +263,16 @@ impl Compiled {
     }
 
     fn add_rule(&mut self, rule: &Arc<PolicyRule>, new_sides: &mut Vec<SideId>) -> RuleId {
+        // Cannot overflow: checked before anything was changed.
+        self.last_rule += 1;
+        let id = RuleId(self.last_rule);
+        let compact = self.enter(id, rule.clone(), new_sides);
+        self.rules.insert(id, compact);
+        id
+    }
+
+    /// Enters a rule into the tables by side.
+    fn enter(&mut self, id: RuleId, rule: Arc<PolicyRule>, new_sides: &mut Vec<SideId>) -> Compact {
         let mut intern = |side| {
             let (id, new) = self.index.intern(side);
             if new {
@@ -275,42 +283,63 @@ impl Compiled {
         };
         let subject = intern(&rule.rule().subject);
         let object = intern(&rule.rule().object);
-        self.rules.push(Some(Compact { rule: rule.clone(), subject, object, keys: covered_keys(rule.rule()) }));
-        // The length was checked against the range of numbers before anything was changed.
-        let id = RuleId(self.rules.len() as u32);
         self.by_sides.entry((subject, object)).or_default().push(id);
         self.uses[subject as usize].as_subject.push(id);
         self.uses[object as usize].as_object.push(id);
-        id
+        Compact { keys: covered_keys(rule.rule()), rule, subject, object }
+    }
+
+    /// Numbers sides and words afresh once most are of rules long gone; an agent that runs for
+    /// months would otherwise remember every policy it ever had.
+    fn forget_the_past(&mut self) {
+        if self.index.numbered() <= 4 * self.index.live() + KEPT_NUMBERS {
+            return;
+        }
+        let old = std::mem::take(&mut self.index);
+        self.by_sides = HashMap::new();
+        self.uses = Vec::new();
+        let mut sides = Vec::new();
+        for at in 0..self.order.len() {
+            let (id, rule) = (self.order[at].id, self.order[at].rule.clone());
+            let compact = self.enter(id, rule, &mut sides);
+            self.rules.insert(id, compact);
+        }
+        self.index.file(&sides);
+        for pu in self.pus.values_mut() {
+            if let Identity::Pu { tags, .. } = &pu.identity {
+                pu.sides = self.index.matching(tags);
+            }
+        }
+        let index = &self.index;
+        self.externals.renumber(|id| index.id(old.side(id)?));
     }
 
     /// Takes rules out; returns the sides that went with them.
     fn remove_rules(&mut self, removed: &[RuleId]) -> Vec<SideId> {
-        let gone_rules: HashSet<RuleId> = removed.iter().copied().collect();
-        let mut touched: HashSet<SideId> = HashSet::new();
-        let mut gone = Vec::new();
-        for &id in removed {
-            let Some(compact) = self.rules[id.0 as usize - 1].take() else {
-                continue;
-            };
-            let sides = (compact.subject, compact.object);
-            if let Some(rules) = self.by_sides.get_mut(&sides) {
-                rules.retain(|rule| *rule != id);
-                if rules.is_empty() {
-                    self.by_sides.remove(&sides);
-                }
+        let mut pairs: HashSet<(SideId, SideId)> = HashSet::new();
+        let mut sides = Vec::with_capacity(2 * removed.len());
+        for id in removed {
+            if let Some(compact) = self.rules.remove(id) {
+                pairs.insert((compact.subject, compact.object));
+                sides.extend([compact.subject, compact.object]);
             }
-            for side in [sides.0, sides.1] {
-                touched.insert(side);
-                if self.index.release(side) {
-                    gone.push(side);
+        }
+        let gone = self.index.release(&sides);
+        // Each list is cleaned once, however many of its rules went.
+        for pair in pairs {
+            if let Some(rules) = self.by_sides.get_mut(&pair) {
+                rules.retain(|id| self.rules.contains_key(id));
+                if rules.is_empty() {
+                    self.by_sides.remove(&pair);
                 }
             }
         }
-        for side in touched {
+        sides.sort_unstable();
+        sides.dedup();
+        for side in sides {
             let uses = &mut self.uses[side as usize];
-            uses.as_subject.retain(|id| !gone_rules.contains(id));
-            uses.as_object.retain(|id| !gone_rules.contains(id));
+            uses.as_subject.retain(|id| self.rules.contains_key(id));
+            uses.as_object.retain(|id| self.rules.contains_key(id));
         }
         gone
     }
@@ -331,7 +360,7 @@ impl Compiled {
     }
 
     fn refresh_place(&mut self, id: RuleId, rule: &Arc<PolicyRule>) {
-        if let Some(Some(compact)) = self.rules.get_mut(id.0 as usize - 1) {
+        if let Some(compact) = self.rules.get_mut(&id) {
             compact.rule = rule.clone();
         }
     }
@@ -407,47 +436,83 @@ impl Compiled {
     }
 }
 
-/// Which rules of a new list are old acquaintances.
-struct Diff {
-    /// How many rules at the start of both lists are equal.
-    head: usize,
-    /// How many at the end.
-    tail: usize,
-    old_length: usize,
-    /// For each rule of the new list between those, its number if it had one.
-    kept: Vec<Option<RuleId>>,
-    removed: Vec<RuleId>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::PortRange;
+    use crate::parse::parse_file;
 
-impl Diff {
-    fn new(old: &[Listed], new: &[Arc<PolicyRule>]) -> Self {
-        let same =
-            |(old, new): &(&Listed, &Arc<PolicyRule>)| Arc::ptr_eq(&old.rule, new) || old.rule.digest() == new.digest();
-        let head = old.iter().zip(new).take_while(same).count();
-        let (old_rest, new_rest) = (&old[head..], &new[head..]);
-        let from_end = old_rest.iter().rev().zip(new_rest.iter().rev());
-        let tail = from_end.take_while(same).count();
-        let old_middle = &old_rest[..old_rest.len() - tail];
-        let new_middle = &new_rest[..new_rest.len() - tail];
-
-        let mut by_digest: HashMap<u128, VecDeque<RuleId>> = HashMap::new();
-        for listed in old_middle {
-            let same = by_digest.entry(listed.rule.digest()).or_default();
-            same.push_back(listed.id);
+    fn policy(round: usize) -> Vec<Arc<PolicyRule>> {
+        let mut text = "name: p\nrules:\n  - keep: allow k=0 -> net 10.0.0.0/8 tcp/1\n".to_owned();
+        for n in 0..100 {
+            text += &format!("  - r{n}: allow k={n} round{round} -> l={n} tcp/{round}\n");
         }
-        let mut known = |rule: &Arc<PolicyRule>| by_digest.get_mut(&rule.digest())?.pop_front();
-        let kept = new_middle.iter().map(&mut known).collect();
-
-        let left: HashSet<RuleId> = by_digest.into_values().flatten().collect();
-        let removed = old_middle.iter().map(|listed| listed.id).filter(|id| left.contains(id)).collect();
-        Self { head, tail, old_length: old.len(), kept, removed }
+        text += &format!("  - allow net 10.{}.0.0/16 -> k=0 tcp/2\n", round % 5);
+        parse_file("p", &text).unwrap()
     }
 
-    fn old_middle(&self) -> Range<usize> {
-        self.head..self.old_length - self.tail
+    #[test]
+    fn months_of_changes_leave_nothing_behind() {
+        let mut compiled = Compiled::new(&policy(0), Capabilities::default()).unwrap();
+        let tags = |round: usize| {
+            [("k", "7".to_owned()), (&*format!("round{round}"), "y".into())].map(|(k, v)| (k.to_owned(), v))
+        };
+        let root = crate::model::Namespace::root;
+        compiled.add_identity(IdentityId(2), &Identity::pu(root(), [("l", "7")])).unwrap();
+        compiled.add_identity(IdentityId(3), &Identity::pu(root(), [("k", "0")])).unwrap();
+        let mut highest = 0;
+        for round in 1..120 {
+            let delta = compiled.update_rules(&policy(round)).unwrap();
+            assert_eq!(delta.added.len(), 101);
+            assert!(delta.externals_changed);
+            highest = highest.max(compiled.index.numbered());
+            compiled.add_identity(IdentityId(1), &Identity::pu(root(), tags(round))).unwrap();
+            let fresh = compiled.pair(IdentityId(1), IdentityId(2));
+            assert_eq!(fresh.intervals.len(), 1, "round {round}");
+            assert_eq!(fresh.intervals[0].lo, super::super::port_key(6, round as u16));
+            let inside = format!("10.{}.0.1", round % 5).parse().unwrap();
+            let outside = "10.77.0.1".parse().unwrap();
+            for (address, allowed) in [(inside, Some(2)), (outside, None)] {
+                let external = compiled.external_identity(address).unwrap();
+                let from = compiled.pair(external, IdentityId(3)).decide(PortRange::TCP, 2);
+                assert_eq!(from.rule.is_some(), allowed.is_some());
+                let to = compiled.pair(IdentityId(3), external).decide(PortRange::TCP, 1);
+                assert_eq!(to.rule, Some(RuleId(1)), "the kept rule keeps its number");
+            }
+        }
+        assert!(highest > KEPT_NUMBERS, "the test must reach the point of renumbering");
+        assert!(compiled.index.numbered() < highest);
+        assert!(compiled.index.numbered() <= KEPT_NUMBERS + 5 * compiled.index.live());
+        assert_eq!(compiled.uses.len(), compiled.index.numbered());
     }
 
-    fn new_middle(&self) -> Range<usize> {
-        self.head..self.head + self.kept.len()
+    #[test]
+    fn encryption_is_refused_where_it_would_not_happen() {
+        let text = "name: p\nrules:\n  - allow a -> b\n  - e: allow a -> b encrypt\n";
+        let rules = parse_file("p.yaml", text).unwrap();
+        let Err(error) = Compiled::new(&rules, Capabilities::default()) else {
+            panic!("accepted");
+        };
+        let message = error.to_string();
+        assert!(
+            message.starts_with("p.yaml:4:5: rule `p/e`: encryption is not available in this build; remove `encrypt`"),
+            "{message}"
+        );
+
+        let mut compiled = Compiled::new(&rules[..1], Capabilities::default()).unwrap();
+        compiled.update_rules(&rules).unwrap_err();
+        assert_eq!(compiled.rules().count(), 1, "nothing changed");
+        let able = Compiled::new(&rules, Capabilities { encrypt: true }).unwrap();
+        assert_eq!(able.rules().count(), 2);
+    }
+
+    #[test]
+    fn numbers_of_external_networks_are_not_for_pus() {
+        let mut compiled = Compiled::default();
+        let pu = Identity::pu(crate::model::Namespace::root(), [("a", "b")]);
+        let reserved = IdentityId(IdentityId::EXTERNAL | 1);
+        assert_eq!(compiled.add_identity(reserved, &pu), Err(CompileError::ReservedIdentity(reserved.0)));
+        let outside = Identity::external("10.0.0.1".parse().unwrap());
+        assert_eq!(compiled.add_identity(IdentityId(1), &outside), Err(CompileError::NotAPu(1)));
     }
 }
