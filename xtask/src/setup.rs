@@ -50,9 +50,17 @@ const DEBIAN_PAIR: [&str; 3] = ["rustc-web", "rust-web-src", "cargo-web"];
 /// # Errors
 /// Something is missing and cannot be installed; the error says what to run.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    runtime_tools(options.check)?;
-    ebpf_toolchain(options.check)?;
+    let tools = runtime_tools(options.check);
+    let toolchain = match &tools {
+        // Only a report goes on: what would be installed next may need what could not be installed now.
+        Err(_) if !options.check => Ok(()),
+        _ => ebpf_toolchain(options.check),
+    };
     report_kernel();
+    match (tools, toolchain) {
+        (Err(tools), Err(toolchain)) => bail!("{tools:#}\n{toolchain:#}"),
+        (tools, toolchain) => tools.and(toolchain)?,
+    }
     step::say("this machine is ready: `cargo xtask demo` shows the product, `cargo xtask test` judges it");
     Ok(ExitCode::SUCCESS)
 }

@@ -42,6 +42,8 @@ pub fn run_logged(label: &str, command: &mut Command) -> Result<(ExitStatus, Pat
     let began = Instant::now();
     say(format!("{label} …"));
     let mut child = command
+        // The log is no terminal; rustfmt colours it all the same.
+        .env("TERM", "dumb")
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)
         .stderr(file)
