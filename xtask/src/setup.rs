@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::sync::Once;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -197,15 +198,21 @@ fn install(check: bool, label: &str, packages: &[String]) -> Result<()> {
             "not root, so nothing can be installed; run\n    sudo apt-get update && sudo apt-get install -y --no-install-recommends {list}\nthen `cargo xtask setup` again"
         );
     }
-    let update = step::run("refresh apt's lists", apt().arg("update"));
-    if let Err(error) = &update {
-        // Lists of yesterday may still do; whether they do, the installation tells.
-        step::say(format!(
-            "apt-get update failed, going on with the lists there are: {}",
-            error.to_string().lines().next().unwrap_or_default()
-        ));
-    }
+    refresh_lists();
     step::run(&format!("{label}: {list}"), apt().args(["install", "-y", "--no-install-recommends"]).args(packages))
+}
+
+/// Fetches apt's lists, once a run.
+fn refresh_lists() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if let Err(error) = step::run("refresh apt's lists", apt().arg("update")) {
+            // Lists of yesterday may still do; whether they do, the installation tells.
+            let error = error.to_string();
+            let first = error.lines().next().unwrap_or_default();
+            step::say(format!("apt-get update failed, going on with the lists there are: {first}"));
+        }
+    });
 }
 
 fn apt() -> Command {
