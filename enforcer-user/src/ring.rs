@@ -95,6 +95,11 @@ impl Handshakes {
             .map_err(failed("start a thread"))?;
         Ok(Self { stop, thread: Some(thread) })
     }
+
+    /// Whether the thread still takes frames; it does not after a panic in the callback or a failed system call.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
 }
 
 impl Drop for Handshakes {

@@ -64,6 +64,12 @@ pub(super) fn pin_name(program: &str, index: u32) -> String {
     format!("{program}_if{index}")
 }
 
+/// Program and interface index of such a name.
+pub(super) fn split_pin_name(name: &str) -> Option<(&str, u32)> {
+    let (program, index) = name.rsplit_once("_if")?;
+    Some((program, index.parse().ok()?))
+}
+
 impl Kernel {
     /// Puts a TC program into its place.
     pub(super) fn place_tc(&mut self, chain: &Chain, interface: &Interface) -> Result<Placed, LoadError> {
@@ -184,6 +190,13 @@ pub(super) fn causes(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pin_names_can_be_taken_apart() {
+        assert_eq!(split_pin_name(&pin_name("tc_ingress", 17)), Some(("tc_ingress", 17)));
+        assert_eq!(split_pin_name("sock_ops"), None);
+        assert_eq!(split_pin_name("x_ifx"), None);
+    }
 
     #[test]
     fn auto_is_native_on_physical_interfaces_only() {

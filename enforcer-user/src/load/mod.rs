@@ -36,7 +36,7 @@ pub use options::{Interfaces, LoadOptions, MapSizes, XdpMode};
 pub use pins::Pins;
 pub use unload::{UnloadOptions, Unloaded, unload};
 
-use interface::{EGRESS, INGRESS, PU_EGRESS, PU_INGRESS, TAP_INGRESS, causes, pin_name};
+use interface::{EGRESS, INGRESS, PU_EGRESS, PU_INGRESS, TAP_INGRESS, causes, pin_name, split_pin_name};
 use links::Place;
 
 /// Every program of the object.
@@ -226,7 +226,7 @@ impl Kernel {
                 other => other?,
             }
         }
-        Ok(())
+        self.remove_unwanted_links()
     }
 
     /// A TAP of a former agent is known by the program at it.
@@ -239,6 +239,22 @@ impl Kernel {
     fn remove_dead_links(&self) -> Result<(), LoadError> {
         for (name, link) in links::pinned(&self.pins.links)? {
             if link.target == 0 {
+                links::remove(&self.pins.links.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what a former agent attached to interfaces that this one is not to enforce on. A PU's own interface is left
+    /// to the agent, which knows whether the PU still exists.
+    fn remove_unwanted_links(&self) -> Result<(), LoadError> {
+        for (name, _) in links::pinned(&self.pins.links)? {
+            let Some((program, index)) = split_pin_name(&name) else { continue };
+            let known = self.attached.contains_key(&index);
+            let other = program == TAP_INGRESS.program
+                || self.pins.links.join(pin_name(PU_INGRESS.program, index)).exists()
+                || self.pins.links.join(pin_name(PU_EGRESS.program, index)).exists();
+            if !known && !other {
                 links::remove(&self.pins.links.join(name))?;
             }
         }

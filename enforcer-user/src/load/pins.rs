@@ -138,10 +138,15 @@ pub(super) fn check(object: &Object, maps: &Path) -> Result<HashMap<String, u32>
     Ok(pinned)
 }
 
-/// The object's maps, without the sections of constants and variables that aya turns into maps.
+/// The object's maps that outlive its programs: not the sections of constants and variables that aya turns into maps, nor
+/// the scratch pads of programs, whose layout is no contract.
 pub(super) fn shared_maps(object: &Object) -> impl Iterator<Item = (&str, &aya_obj::Map)> {
     let shared = |map: &aya_obj::Map| matches!(map.section_kind(), EbpfSectionKind::Maps | EbpfSectionKind::BtfMaps);
-    object.maps.iter().filter(move |(_, map)| shared(map)).map(|(name, map)| (name.as_str(), map))
+    object
+        .maps
+        .iter()
+        .filter(move |(name, map)| shared(map) && !name.ends_with("_SCRATCH"))
+        .map(|(name, map)| (name.as_str(), map))
 }
 
 fn is_bpffs(path: &Path) -> bool {
