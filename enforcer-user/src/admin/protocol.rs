@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::view::{FlowsView, PeerView, PolicyView, PuView, RecordView, StatusView};
+use super::view::{ExplainView, FlowsView, PeerView, PolicyView, PuView, RecordView, StatusView};
 
 /// What a client may ask.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -25,6 +25,17 @@ pub enum Request {
     Follow,
     /// The policy in force.
     Policy,
+    /// Which of the rules in force decides a connection, and why the others do not.
+    Explain {
+        /// Who connects.
+        subject: policy::Identity,
+        /// To whom.
+        object: policy::Identity,
+        /// IP protocol.
+        protocol: u8,
+        /// Port.
+        port: u16,
+    },
     /// Forget sessions and caches, so that the next contact is a first contact.
     Forget {
         /// The enforcer to forget; every one if left out.
@@ -83,6 +94,8 @@ pub enum Response {
     Missed(u64),
     /// To [`Request::Policy`].
     Policy(PolicyView),
+    /// To [`Request::Explain`].
+    Explained(ExplainView),
     /// To [`Request::Forget`]: number of sessions forgotten.
     Forgotten(u64),
     /// To [`Request::PuAdd`].

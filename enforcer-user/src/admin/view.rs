@@ -260,3 +260,19 @@ pub struct RuleView {
     /// It only reports.
     pub observe: bool,
 }
+
+/// `enforcer policy explain`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ExplainView {
+    /// For people.
+    pub text: String,
+    /// For programs: [`policy::Explanation`].
+    pub explanation: serde_json::Value,
+}
+
+impl From<&policy::Explanation> for ExplainView {
+    fn from(explanation: &policy::Explanation) -> Self {
+        let value = serde_json::to_value(explanation).unwrap_or_default();
+        Self { text: explanation.to_string(), explanation: value }
+    }
+}

@@ -1,6 +1,6 @@
 //! The arguments.
 
-use std::{collections::BTreeSet, ffi::OsString, path::PathBuf};
+use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
@@ -32,6 +32,11 @@ pub(super) enum Command {
         #[command(flatten)]
         config: ConfigArg,
     },
+    /// The authority of a small installation.
+    Ca {
+        #[command(subcommand)]
+        command: CaCommand,
+    },
     /// Run a command as a PU.
     ///
     /// The command runs in a cgroup of its own. Signals are passed on to it. The PU lives until its last process has
@@ -55,6 +60,11 @@ pub(super) enum Command {
     },
     /// Live flows and recent records.
     Flows(FlowsArgs),
+    /// The policy in force, or files that may become it.
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
     /// Every reason for which something is refused, what it means and what to do.
     Reasons,
 }
@@ -64,6 +74,90 @@ pub(super) struct ConfigArg {
     /// The configuration file.
     #[arg(long = "config", value_name = "FILE", default_value = DEFAULT_FILE)]
     pub file: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CaCommand {
+    /// Make an authority: ca.crt and ca.key.
+    Init {
+        /// Directory for both files.
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        dir: PathBuf,
+        /// Its name, for people.
+        #[arg(long, default_value = "enforcer authority")]
+        name: String,
+        /// How long it lasts.
+        #[arg(long, value_name = "DURATION", default_value = "10years", value_parser = super::ca::lifetime)]
+        lifetime: Duration,
+    },
+    /// Issue a certificate to a host's enforcer: NAME.crt and NAME.key.
+    Issue(IssueArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct IssueArgs {
+    /// The enforcer's name (`name` in its configuration, by default the host's name).
+    #[arg(long)]
+    pub name: String,
+    /// Directory of the authority.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+    /// Directory for both files; the authority's if left out.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// How long the certificate lasts.
+    #[arg(long, value_name = "DURATION", default_value = "1year", value_parser = super::ca::lifetime)]
+    pub lifetime: Duration,
+    /// Trust domain of the SPIFFE id.
+    #[arg(long, value_name = "DOMAIN", default_value = "enforcer")]
+    pub trust_domain: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PolicyCommand {
+    /// The rules in force.
+    Show,
+    /// Check policy files, or directories of them, without putting them in force.
+    Check {
+        /// The files.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Which rule decides a connection, and why the others do not.
+    Explain(ExplainArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ExplainArgs {
+    /// Who connects: tags such as "app=web user=prod", or an address without an enforcer.
+    #[arg(long, value_name = "TAGS")]
+    pub from: String,
+    /// To whom: tags, or an address without an enforcer.
+    #[arg(long, value_name = "TAGS")]
+    pub to: String,
+    /// To which port (of ICMP: type * 256 + code).
+    #[arg(long)]
+    pub port: u16,
+    /// By which protocol.
+    #[arg(long, value_enum, default_value_t = Protocol::Tcp)]
+    pub proto: Protocol,
+    /// Namespace of who connects.
+    #[arg(long, value_name = "PATH", default_value = "/default")]
+    pub from_namespace: String,
+    /// Namespace of who is connected to.
+    #[arg(long, value_name = "PATH", default_value = "/default")]
+    pub to_namespace: String,
+    /// Explain by these policy files instead of the rules in force.
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum Protocol {
+    Tcp,
+    Udp,
+    Icmp,
+    Icmp6,
 }
 
 #[derive(Debug, clap::Args)]
@@ -131,7 +225,7 @@ pub(super) struct FlowsArgs {
     pub limit: usize,
 }
 
-fn tag(text: &str) -> Result<(String, String), String> {
+pub(super) fn tag(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.into(), value.into())),
         _ => Err("expected KEY=VALUE, such as app=web".into()),

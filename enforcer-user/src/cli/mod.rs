@@ -5,10 +5,12 @@
 //! the PU could not be made, 126 if the command cannot be run, 127 if it does not exist.
 
 mod args;
+mod ca;
 mod check_config;
 mod exec;
 mod failure;
 mod output;
+mod policy;
 mod pu;
 mod reasons;
 mod run;
@@ -40,12 +42,14 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
     match args.command {
         Command::Run { config } => run::run(&config.file),
         Command::CheckConfig { config } => check_config::run(&config.file, &mut out),
+        Command::Ca { command } => ca::run(command, &mut out),
         Command::Exec(exec) => exec::run(&socket, exec),
         Command::Pu { command } => pu::run(&socket, command, &mut out),
         Command::Status => show::status(&socket, &mut out),
         Command::Pus => show::pus(&socket, &mut out),
         Command::Peers { forget } => show::peers(&socket, forget, &mut out),
         Command::Flows(flows) => show::flows(&socket, flows, &mut out),
+        Command::Policy { command } => policy::run(&socket, command, &mut out),
         Command::Reasons => reasons::run(&mut out),
     }
 }

@@ -4,6 +4,7 @@
 
 mod check;
 mod error;
+mod policy_text;
 
 use std::{
     net::SocketAddr,
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
 pub(crate) use error::plain as error_text;
+pub use policy_text::{PolicyReadError, PolicyText};
 
 /// Where the agent looks without `--config`.
 pub const DEFAULT_FILE: &str = "/etc/enforcer/enforcer.toml";
