@@ -65,6 +65,11 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: PolicyCommand,
     },
+    /// What this kernel and host can do, and what each lack costs. Exits with 1 if something needed is missing.
+    Doctor {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
     /// Every reason for which something is refused, what it means and what to do.
     Reasons,
 }

@@ -7,6 +7,7 @@
 mod args;
 mod ca;
 mod check_config;
+mod doctor;
 mod exec;
 mod failure;
 mod output;
@@ -50,6 +51,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         Command::Peers { forget } => show::peers(&socket, forget, &mut out),
         Command::Flows(flows) => show::flows(&socket, flows, &mut out),
         Command::Policy { command } => policy::run(&socket, command, &mut out),
+        Command::Doctor { config } => doctor::run(&config.file, &mut out),
         Command::Reasons => reasons::run(&mut out),
     }
 }

@@ -13,6 +13,7 @@ use super::{
     Failure, Output,
     args::{ExplainArgs, PolicyCommand},
     output::{Table, printable},
+    text,
 };
 use crate::{
     admin::{Client, Request, Response},
@@ -59,7 +60,9 @@ fn check(files: &[PathBuf], out: &mut Output) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::from(parsed.is_err() as u8));
     }
     match parsed {
-        Ok(rules) => out.line(format!("{} rules in {} files: fine", rules.len(), texts.len()))?,
+        Ok(rules) => {
+            out.line(format!("{} in {}: fine", text::count(rules.len(), "rule"), text::count(texts.len(), "file")))?
+        }
         Err(errors) => return Err(all(&errors)),
     }
     Ok(ExitCode::SUCCESS)
@@ -95,13 +98,13 @@ fn explain(socket: &Path, args: ExplainArgs, out: &mut Output) -> Result<ExitCod
 }
 
 fn parse(texts: &[PolicyText]) -> Result<Vec<std::sync::Arc<policy::PolicyRule>>, PolicyErrors> {
-    policy::parse_files(texts.iter().map(|text| (text.file.as_str(), text.text.as_str())))
+    policy::parse_files(texts.iter().map(|file| (file.file.as_str(), file.text.as_str())))
 }
 
 /// Every error on a line of its own.
 fn all(errors: &PolicyErrors) -> Failure {
     let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-    Failure::failed(format!("{} errors\n{}", lines.len(), lines.join("\n")))
+    Failure::failed(format!("{}\n{}", text::count(lines.len(), "error"), lines.join("\n")))
 }
 
 /// One end of a connection: `key=value …`, or an address without an enforcer.

@@ -150,7 +150,12 @@ fn print_status(status: &StatusView, out: &mut Output) -> Result<(), Failure> {
     out.line(format!("enforcer  {} {}, up {uptime}", printable(&status.name), printable(&status.version)))?;
     out.line(format!("ready     {}", text::yes(status.ready)))?;
     out.line(format!("PUs       {}, sessions {}, live flows {}", status.pus, status.sessions, status.flows))?;
-    let line = format!("{} rules in {} files, generation {}", policy.rules, policy.files, policy.generation);
+    let line = format!(
+        "{} in {}, generation {}",
+        text::count(policy.rules as usize, "rule"),
+        text::count(policy.files as usize, "file"),
+        policy.generation
+    );
     out.line(format!("policy    {line}"))?;
     if let Some(error) = &policy.error {
         out.line(format!("          not in force: {}", printable(error)))?;

@@ -33,6 +33,12 @@ pub(super) fn bytes(bytes: u64) -> String {
     if unit == 0 { bytes.to_string() } else { format!("{value:.1}{}", units[unit]) }
 }
 
+/// `1 file`, `2 files`.
+pub(super) fn count(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
 /// `yes` or `no`.
 pub(super) fn yes(value: bool) -> String {
     if value { "yes" } else { "no" }.into()
@@ -46,6 +52,7 @@ mod tests {
     fn small_texts() {
         assert_eq!([seconds(5), seconds(-61), seconds(3660), seconds(90_000)], ["5s", "-1m", "1h 1m", "1d 1h"]);
         assert_eq!([bytes(999), bytes(1500), bytes(u64::MAX)], ["999", "1.5k", "18.4E"]);
+        assert_eq!([count(0, "rule"), count(1, "rule")], ["0 rules", "1 rule"]);
         let map = BTreeMap::from([("a".into(), vec!["1".into(), "2".into()]), ("b".into(), vec!["x".into()])]);
         assert_eq!(tags(&map), "a=1 a=2 b=x");
     }
