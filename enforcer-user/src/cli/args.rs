@@ -72,6 +72,11 @@ pub(super) enum Command {
     },
     /// Every reason for which something is refused, what it means and what to do.
     Reasons,
+    /// Remove everything from the kernel: programs, links, maps, the TAP device, cgroups. The agent must be stopped.
+    Unload {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
 }
 
 #[derive(Debug, clap::Args)]

@@ -2,7 +2,10 @@
 
 use std::{path::Path, process::ExitCode};
 
-use super::{Failure, Output, output::Table};
+use super::{
+    Failure, Output,
+    output::{Table, printable},
+};
 use crate::probe::{self, State};
 
 /// Exits with 1 if something needed is missing.
@@ -11,7 +14,7 @@ pub(super) fn run(file: &Path, out: &mut Output) -> Result<ExitCode, Failure> {
     if out.is_json() {
         out.json(&report)?;
     } else {
-        let mut table = Table::new(["CHECK", "STATE", "FOUND", "COSTS", "REMEDY"]);
+        let mut table = Table::new(["CHECK", "STATE", "FOUND"]);
         for check in &report.checks {
             let state = match check.state {
                 State::Ok => "ok",
@@ -19,10 +22,17 @@ pub(super) fn run(file: &Path, out: &mut Output) -> Result<ExitCode, Failure> {
                 State::Missing => "MISSING",
                 State::Unknown => "unknown",
             };
-            let check = check.clone();
-            table.row([check.name, state.into(), check.found, check.cost, check.remedy]);
+            table.row([check.name.clone(), state.into(), check.found.clone()]);
         }
         out.table(&table)?;
+        for check in report.checks.iter().filter(|check| check.state != State::Ok) {
+            out.line("")?;
+            out.line(format!("{}: {}", check.name, printable(&check.found)))?;
+            if !check.cost.is_empty() {
+                out.line(format!("  costs: {}", printable(&check.cost)))?;
+            }
+            out.line(format!("  to do: {}", printable(&check.remedy)))?;
+        }
     }
     Ok(ExitCode::from(u8::from(!report.ok)))
 }

@@ -17,6 +17,7 @@ mod reasons;
 mod run;
 mod show;
 mod text;
+mod unload;
 
 use std::process::ExitCode;
 
@@ -53,5 +54,6 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         Command::Policy { command } => policy::run(&socket, command, &mut out),
         Command::Doctor { config } => doctor::run(&config.file, &mut out),
         Command::Reasons => reasons::run(&mut out),
+        Command::Unload { config } => unload::run(&config.file, &mut out),
     }
 }

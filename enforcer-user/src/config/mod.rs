@@ -271,6 +271,8 @@ impl Default for Log {
     }
 }
 
+/// Directory below the cgroup root in which cgroups for `enforcer exec` are made.
+pub const PU_CGROUPS: &str = "enforcer.pus";
 /// In `datapath.interfaces`: every interface.
 pub const AUTO: &str = "auto";
 
@@ -322,6 +324,14 @@ impl Config {
                 )
             }),
         }
+    }
+
+    /// The directory in which cgroups for `enforcer exec` are made.
+    ///
+    /// # Errors
+    /// As [`Self::cgroup_root`].
+    pub fn pu_cgroups(&self) -> std::io::Result<PathBuf> {
+        Ok(self.cgroup_root()?.join(PU_CGROUPS))
     }
 
     /// The directory of this version's pins.

@@ -7,6 +7,7 @@ use aya::{
 };
 
 use super::{Check, State};
+use crate::config::error_text;
 
 /// What to do where the kernel itself lacks something.
 const NEWER_KERNEL: &str =
@@ -27,14 +28,14 @@ pub(super) fn checks() -> Vec<Check> {
             "they write the proof of liveness: no connection can be authenticated",
         ),
     ] {
-        checks.push(needed(name, is_program_supported(kind).map_err(|error| error.to_string()), what));
+        checks.push(needed(name, is_program_supported(kind).map_err(|error| root_cause(&error)), what));
     }
     for (name, kind, what) in [
         ("ring buffers", MapType::RingBuf, "they carry first contacts to the agent: none can be verified"),
         ("socket storage", MapType::SkStorage, "it holds whose a socket is: packets cannot be attributed"),
         ("prefix tries", MapType::LpmTrie, "they hold networks: external networks cannot be judged"),
     ] {
-        checks.push(needed(name, is_map_supported(kind).map_err(|error| error.to_string()), what));
+        checks.push(needed(name, is_map_supported(kind).map_err(|error| root_cause(&error)), what));
     }
     for (name, kind, helper, what) in [
         (
@@ -62,12 +63,12 @@ pub(super) fn checks() -> Vec<Check> {
             "packets cannot be attributed to PUs: nothing can be enforced",
         ),
     ] {
-        checks.push(needed(name, is_helper_supported(kind, helper).map_err(|error| error.to_string()), what));
+        checks.push(needed(name, is_helper_supported(kind, helper).map_err(|error| root_cause(&error)), what));
     }
     checks.push(match is_program_supported(ProgramType::Xdp) {
         Ok(true) => Check::ok("XDP programs", "supported"),
         Ok(false) => Check::limited("XDP programs", "not supported", "forged packets cost more to drop", NEWER_KERNEL),
-        Err(error) => undecided("XDP programs", &error.to_string()),
+        Err(error) => undecided("XDP programs", &root_cause(&error)),
     });
     checks.push(match is_program_supported(ProgramType::Lsm(LsmAttachType::Mac)) {
         Ok(true) => Check::ok("BPF LSM", "supported"),
@@ -92,6 +93,15 @@ fn needed(name: &str, supported: Result<bool, String>, cost: &str) -> Check {
 
 fn undecided(name: &str, error: &str) -> Check {
     Check::unknown(name, format!("cannot ask the kernel: {error}"), "run `enforcer doctor` as root")
+}
+
+/// The kernel's own words, from beneath aya's.
+pub(super) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.downcast_ref().map_or_else(|| cause.to_string(), error_text)
 }
 
 fn jit() -> Check {

@@ -21,9 +21,7 @@ pub const CAPABILITIES: &[(u32, &str, &str)] = &[
     (12, "CAP_NET_ADMIN", "to attach programs to interfaces and cgroups and to make the TAP device"),
     (38, "CAP_PERFMON", "for the pointer arithmetic on packets in the programs"),
     (19, "CAP_SYS_PTRACE", "to attribute sockets older than their PU (pidfd_getfd)"),
-    (1, "CAP_DAC_OVERRIDE", "to write cgroup.procs and pins it does not own"),
-    (2, "CAP_DAC_READ_SEARCH", "to list the descriptors of other users' processes in /proc"),
-    (21, "CAP_SYS_ADMIN", "to update program links of another agent's cgroup and to enter network namespaces of PUs"),
+    (1, "CAP_DAC_OVERRIDE", "to reach cgroups, pins and /proc/PID/fd of other users"),
 ];
 
 pub(super) fn checks(config: &Config) -> Vec<Check> {

@@ -8,7 +8,7 @@ use nix::{
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
 
-use super::Check;
+use super::{Check, bpf::root_cause};
 use crate::config::{AUTO, Config, Xdp};
 
 pub(super) fn checks(config: &Config) -> Vec<Check> {
@@ -44,7 +44,11 @@ fn interface(name: &str, present: &[String], xdp: Xdp) -> Check {
     let (found, others) = match strangers(name) {
         Ok(others) => (format!("{kind}; tcx; XDP {shield}"), others),
         Err(error) if is_permission(&error) => {
-            return Check::unknown(&title, format!("{kind}; cannot ask for its programs: {error}"), "run as root");
+            return Check::unknown(
+                &title,
+                format!("{kind}; cannot ask for its programs: {}", root_cause(&error)),
+                "run as root",
+            );
         }
         Err(_) => (format!("{kind}; TC filters, no tcx; XDP {shield}"), Vec::new()),
     };
