@@ -53,8 +53,9 @@ pub struct Injection {
     pub ifindex: u32,
     /// `INJECT_*` bits.
     pub flags: u32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// Entry of `REASON_STATS` to count this frame under, 0 for none: what the agent decides is counted where the
+    /// kernel's own verdicts are, and outlives the agent with them.
+    pub count: u32,
 }
 
 /// First word of an [`Injection`].

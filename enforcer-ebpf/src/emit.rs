@@ -43,13 +43,19 @@ pub fn count_reason(reason: Reason, inbound: bool) {
     bump(REASON_STATS.get_ptr_mut(abi::reason_stat(reason as u16, inbound)));
 }
 
+/// Counts under an entry of `REASON_STATS`.
+#[inline(always)]
+pub fn count_at(entry: u32) {
+    bump(REASON_STATS.get_ptr_mut(entry));
+}
+
 #[inline(always)]
 pub fn count_handshake(packet_type: u8, inbound: bool) {
     bump(HANDSHAKE_STATS.get_ptr_mut(abi::handshake_stat(packet_type & 0x0f, inbound)));
 }
 
 #[inline(always)]
-pub fn count_loss(which: u32) {
+pub fn count(which: u32) {
     bump(LOSS_STATS.get_ptr_mut(which));
 }
 
@@ -97,7 +103,7 @@ pub fn refused(key: &FlowKey, parties: &Parties, reason: Reason, at: At) {
 #[inline(never)]
 fn record_refusal(key: &FlowKey, parties: &Parties, reason: u32, at: u32) {
     let Some(mut entry) = TELEMETRY.reserve(0) else {
-        count_loss(abi::LOSS_TELEMETRY_RING);
+        count(abi::LOSS_TELEMETRY_RING);
         return;
     };
     // SAFETY: `event` is the reservation; every field is written, in place because the stack is small.
@@ -132,7 +138,7 @@ fn record_refusal(key: &FlowKey, parties: &Parties, reason: u32, at: u32) {
 #[inline(never)]
 pub fn flow_event(kind: u8, key: &FlowKey, flow: &Flow, reason: Reason, rtt_us: u32) {
     let Some(mut entry) = TELEMETRY.reserve(0) else {
-        count_loss(abi::LOSS_TELEMETRY_RING);
+        count(abi::LOSS_TELEMETRY_RING);
         return;
     };
     // SAFETY: `event` is the reservation; every field is written, in place because the stack is small.
@@ -187,7 +193,7 @@ pub fn hold(ctx: &TcContext, key: &FlowKey, what: &Hold) -> Result<(), Reason> {
         return Err(Reason::Malformed);
     }
     let Some(mut entry) = HANDSHAKES.reserve(0) else {
-        count_loss(abi::LOSS_HANDSHAKE_RING);
+        count(abi::LOSS_HANDSHAKE_RING);
         return Err(Reason::RingFull);
     };
     let held = entry.as_mut_ptr();
@@ -209,7 +215,7 @@ pub fn hold(ctx: &TcContext, key: &FlowKey, what: &Hold) -> Result<(), Reason> {
         entry.discard(0);
         return Err(Reason::Internal);
     }
-    count_loss(abi::HELD);
+    count(abi::HELD);
     entry.submit(BPF_RB_FORCE_WAKEUP as u64);
     Ok(())
 }

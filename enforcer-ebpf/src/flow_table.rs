@@ -9,7 +9,7 @@ use common::{
 };
 
 use crate::{
-    emit::{count_loss, flow_event},
+    emit::{count, flow_event},
     maps::{FLOW_SCRATCH, FLOWS},
     packet::{FIN, Ip, RST, SYN, Tcp},
 };
@@ -52,7 +52,7 @@ pub fn enter(key: &FlowKey, fill: impl FnOnce(&mut Flow)) -> Result<(), Reason> 
     *flow = Flow::default();
     fill(flow);
     if FLOWS.insert(key, &*flow, 0).is_err() {
-        count_loss(abi::LOSS_FLOW_TABLE);
+        count(abi::LOSS_FLOW_TABLE);
         return Err(Reason::TableFull);
     }
     if flow.flags & FLAG_LOG != 0 {

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use common::abi::{INJECT_INGRESS, INJECT_NEIGHBOUR, INJECT_TRUSTED, INJECTION_MAGIC, Injection};
 
-use crate::{emit::config, packet::raw};
+use crate::{emit::{config, count_at}, packet::raw};
 
 const TRAILER: u32 = size_of::<Injection>() as u32;
 const PACKET_HOST: u32 = 0;
@@ -33,6 +33,9 @@ fn inject(ctx: &TcContext) -> Option<i32> {
             || bpf_skb_change_tail(skb, end, 0) != 0
         {
             return None;
+        }
+        if trailer.count != 0 {
+            count_at(trailer.count);
         }
         if trailer.flags & INJECT_TRUSTED != 0 {
             ctx.skb.set_mark(config.mark);

@@ -1,6 +1,7 @@
 //! The enforcer agent as a library.
 
 pub mod admin;
+pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod flow_log;

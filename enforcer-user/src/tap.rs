@@ -91,15 +91,17 @@ impl Tap {
 
     /// Hands a frame (from its link-layer header on) to interface `ifindex`; `flags` are `common::abi::INJECT_*`.
     ///
+    /// `count` is an entry of `REASON_STATS` ([`common::abi::reason_stat`]) to count it under, 0 for none.
+    ///
     /// One system call; the frame may be longer than the MTU of the TAP.
     ///
     /// # Errors
     /// [`TapError::Short`], or what the kernel reports (`EIO` if somebody took the device down).
-    pub fn inject(&self, frame: &[u8], ifindex: u32, flags: u32) -> Result<(), TapError> {
+    pub fn inject(&self, frame: &[u8], ifindex: u32, flags: u32, count: u32) -> Result<(), TapError> {
         if frame.len() < FRAME_MIN {
             return Err(TapError::Short(self.name.clone(), frame.len()));
         }
-        let trailer = trailer(&Injection { magic: INJECTION_MAGIC, ifindex, flags, reserved: 0 });
+        let trailer = trailer(&Injection { magic: INJECTION_MAGIC, ifindex, flags, count });
         let whole = frame.len() + trailer.len();
         let failed = |source| TapError::System { name: self.name.clone(), step: "write a frame", source };
         match (&self.file).write_vectored(&[IoSlice::new(frame), IoSlice::new(&trailer)]) {
@@ -125,7 +127,7 @@ impl Tap {
 }
 
 fn trailer(injection: &Injection) -> [u8; size_of::<Injection>()] {
-    let words = [injection.magic, injection.ifindex, injection.flags, injection.reserved];
+    let words = [injection.magic, injection.ifindex, injection.flags, injection.count];
     let mut bytes = [0; size_of::<Injection>()];
     for (at, word) in bytes.chunks_exact_mut(4).zip(words) {
         at.copy_from_slice(&word.to_ne_bytes());

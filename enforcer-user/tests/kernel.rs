@@ -432,10 +432,18 @@ fn maps_are_written_and_read_back() {
         let error = maps.pu_docs.insert(4, &[b' '; 2045]).unwrap_err().to_string();
         assert!(error.starts_with("the description of PU 4 is 2045 bytes long, at most 2044 fit"), "{error}");
 
+        let credential = |len| common::identity::Credential {
+            hash_index: 1,
+            len,
+            hash_mac: 2,
+            csum: 3,
+            pad: 0,
+            bytes: [0; common::wire::CREDENTIAL_MAX + 4],
+        };
         let mut pus = Pus::open(&place.maps()).unwrap();
-        pus.set_credential(5, 77, 1000, b"first", [1; 12], 10).unwrap();
+        pus.set_credential(5, 77, 1000, &credential(1), 10).unwrap();
         let first = pus.get(5).unwrap().unwrap();
-        pus.set_credential(5, 77, 1000, b"second", [2; 12], 20).unwrap();
+        pus.set_credential(5, 77, 1000, &credential(2), 20).unwrap();
         let second = pus.get(5).unwrap().unwrap();
         assert_eq!((first.credential, second.credential, second.credential_until_ns), (10, 11, 20));
         pus.set_identity(5, 78, 1001).unwrap();

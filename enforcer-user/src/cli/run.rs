@@ -10,7 +10,10 @@ use crate::config::{Config, Log, LogFormat};
 pub(super) fn run(file: &Path) -> Result<ExitCode, Failure> {
     let config = Config::load(file)?;
     log_to_stderr(&config.log)?;
-    Err(Failure::failed("this build holds the command line only, the agent is not part of it"))
+    match crate::agent::run(config) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => Err(Failure::failed(format!("{error:#}"))),
+    }
 }
 
 /// Standard error is where systemd, docker and people look for a daemon's log.

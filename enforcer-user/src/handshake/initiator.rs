@@ -38,13 +38,7 @@ pub fn authenticate(
     frame: &Frame<'_>,
     now: u64,
 ) -> Result<Reply, HandshakeError> {
-    if !frame.is_syn_ack() {
-        return Err(HandshakeError::Unexpected("a SYN-ACK"));
-    }
-    let option = frame.option().filter(|option| option.packet_type() == HELLO_REPLY);
-    let option = option.ok_or(HandshakeError::Unexpected("HELLO_REPLY on a SYN-ACK"))?;
-    let peer = verifier.verify(frame.payload(), now)?;
-    peer.check_handle(option.handle())?;
+    let (option, peer) = credential_of(verifier, frame, now)?;
     let transcript = Transcript { sender_isn: frame.seq(), peer_isn: isn, peer_handle: local.handle };
     // The credential on our SYN may be older than the one we would attach now: try every prekey the server may have
     // seen, the likeliest first.
@@ -67,6 +61,47 @@ pub fn authenticate(
         return Ok(Reply { peer, session, confirm, peer_isn: frame.seq(), isn, local });
     }
     Err(HandshakeError::ReplyMac)
+}
+
+/// As [`authenticate`], for an answer to a RESUME: the server resumed `session` but shows its credential because this
+/// enforcer has not seen it, or no longer. The MAC is the session's, whatever prekey the credential shows by now.
+///
+/// # Errors
+/// As [`authenticate`]; a credential of another enforcer is [`HandshakeError::ReplyMac`].
+pub fn authenticate_in(
+    verifier: &mut Verifier,
+    session: Session,
+    local: LocalPu,
+    isn: u32,
+    frame: &Frame<'_>,
+    now: u64,
+) -> Result<Reply, HandshakeError> {
+    let (option, peer) = credential_of(verifier, frame, now)?;
+    let transcript = Transcript { sender_isn: frame.seq(), peer_isn: isn, peer_handle: local.handle };
+    let mac =
+        wire::mac(&session.keys.inbound, HELLO_REPLY, option.flags, option.handle(), option.index(), &transcript);
+    let whole = same_mac(mac, option.mac()) && option.index() == session.peer_index;
+    if !whole || *peer.enforcer() != session.key.peer || frame.ack() != isn.wrapping_add(1) {
+        return Err(HandshakeError::ReplyMac);
+    }
+    let transcript = Transcript { sender_isn: isn, peer_isn: frame.seq(), peer_handle: option.handle() };
+    let confirm = wire::sealed(&session.keys.outbound, CONFIRM, 0, local.handle, session.index, &transcript);
+    Ok(Reply { peer, session, confirm, peer_isn: frame.seq(), isn, local })
+}
+
+fn credential_of(
+    verifier: &mut Verifier,
+    frame: &Frame<'_>,
+    now: u64,
+) -> Result<(OptionBytes, Arc<VerifiedCredential>), HandshakeError> {
+    if !frame.is_syn_ack() {
+        return Err(HandshakeError::Unexpected("a SYN-ACK"));
+    }
+    let option = frame.option().filter(|option| option.packet_type() == HELLO_REPLY);
+    let option = option.ok_or(HandshakeError::Unexpected("HELLO_REPLY on a SYN-ACK"))?;
+    let peer = verifier.verify(frame.payload(), now)?;
+    peer.check_handle(option.handle())?;
+    Ok((option, peer))
 }
 
 impl Reply {

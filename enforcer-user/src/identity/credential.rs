@@ -129,8 +129,22 @@ impl PreparedCredential {
         let mut bytes = [0; CREDENTIAL_MAX + 4];
         // `prepare` keeps to the bound.
         bytes[..self.bytes.len()].copy_from_slice(&self.bytes);
-        Credential { hash_index: self.hash_index(), len: self.bytes.len() as u32, hash_mac: self.hash_mac(), bytes }
+        Credential { hash_index: self.hash_index(), len: self.bytes.len() as u32, hash_mac: self.hash_mac(), csum: checksum(&self.bytes), pad: 0, bytes }
     }
+}
+
+/// One's-complement sum (RFC 1071) over native 32-bit words, as `bpf_csum_diff` returns it.
+pub fn checksum(bytes: &[u8]) -> u32 {
+    let sum: u64 = bytes
+        .chunks(4)
+        .map(|chunk| {
+            let mut word = [0; 4];
+            word[..chunk.len()].copy_from_slice(chunk);
+            u64::from(u32::from_ne_bytes(word))
+        })
+        .sum();
+    let folded = (sum & 0xffff_ffff) + (sum >> 32);
+    ((folded & 0xffff_ffff) + (folded >> 32)) as u32
 }
 
 /// The parts of a credential.

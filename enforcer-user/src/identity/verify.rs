@@ -143,6 +143,11 @@ impl Verifier {
     /// Trusts others from now on; forgets all that was verified.
     pub fn set_anchors(&mut self, anchors: Anchors) {
         self.anchors = anchors;
+        self.forget();
+    }
+
+    /// Forgets all that was verified.
+    pub fn forget(&mut self) {
         self.chains.clear();
         self.credentials.clear();
     }

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use common::abi::MAX_PUS;
 use common::identity::{Credential, Pu};
-use common::wire::CREDENTIAL_MAX;
 
 use super::{MapWriteError, Table};
 
@@ -58,31 +57,24 @@ impl Pus {
         self.pus.insert(&pu, &Pu { identity, handle, ..entry })
     }
 
-    /// Sets identity, handle and credential of a PU with one change of its entry; `hash` are the first twelve bytes of
-    /// the SHA-256 of `credential`, `until_ns` is in `CLOCK_MONOTONIC` nanoseconds.
+    /// Sets identity, handle and credential of a PU with one change of its entry; `until_ns` is in `CLOCK_MONOTONIC`
+    /// nanoseconds.
     ///
     /// # Errors
-    /// [`MapWriteError::Index`], [`MapWriteError::TooLong`], [`MapWriteError::Full`], or what the kernel reports; the
+    /// [`MapWriteError::Index`], [`MapWriteError::Full`], or what the kernel reports; the
     /// former credential stays in force then.
     pub fn set_credential(
         &mut self,
         pu: u32,
         identity: u32,
         handle: u16,
-        credential: &[u8],
-        hash: [u8; 12],
+        credential: &Credential,
         until_ns: u64,
     ) -> Result<(), MapWriteError> {
         let entry = self.slot(pu)?;
-        let value = encode(credential, hash).ok_or(MapWriteError::TooLong {
-            what: "the credential of PU",
-            key: pu,
-            len: credential.len(),
-            max: CREDENTIAL_MAX,
-        })?;
         let [first, second] = slots(pu);
         let slot = if entry.credential == first { second } else { first };
-        self.credentials.insert(&slot, &value)?;
+        self.credentials.insert(&slot, credential)?;
         let next = Pu { identity, credential: slot, credential_until_ns: until_ns, handle, pad: [0; 3] };
         self.pus.insert(&pu, &next)
     }
@@ -116,34 +108,9 @@ fn slots(pu: u32) -> [u32; 2] {
     [2 * pu, 2 * pu + 1]
 }
 
-fn encode(bytes: &[u8], hash: [u8; 12]) -> Option<Credential> {
-    if bytes.is_empty() || bytes.len() > CREDENTIAL_MAX {
-        return None;
-    }
-    let [i0, i1, i2, i3, m0, m1, m2, m3, m4, m5, m6, m7] = hash;
-    let mut credential = Credential {
-        hash_index: u32::from_be_bytes([i0, i1, i2, i3]),
-        len: bytes.len() as u32,
-        hash_mac: u64::from_be_bytes([m0, m1, m2, m3, m4, m5, m6, m7]),
-        bytes: [0; CREDENTIAL_MAX + 4],
-    };
-    credential.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
-    Some(credential)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn credentials_are_bounded() {
-        let hash = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
-        assert!(encode(&[], hash).is_none());
-        assert!(encode(&[0; CREDENTIAL_MAX + 1], hash).is_none());
-        let longest = encode(&[7; CREDENTIAL_MAX], hash).unwrap();
-        assert_eq!((longest.len as usize, longest.bytes[CREDENTIAL_MAX - 1]), (CREDENTIAL_MAX, 7));
-        assert_eq!((longest.hash_index, longest.hash_mac), (0x0102_0304, 0x0506_0708_090a_0b0c));
-    }
 
     #[test]
     fn no_two_pus_share_a_slot() {

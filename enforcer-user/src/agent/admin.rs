@@ -1,0 +1,118 @@
+//! Answers of the agent to the admin socket and to the metrics' endpoint.
+
+use std::{io, sync::Arc, sync::atomic::Ordering};
+
+use common::flow::FlowKey;
+use tokio::sync::mpsc;
+
+use super::{Shared, pus, views};
+use crate::{
+    admin::{AdminError, Answer, Caller, ErrorKind, FollowItem, Handler, Request, Response},
+    identity::Tags,
+    metrics::{KernelSnapshot, KernelStats, MapFill},
+};
+
+/// The agent behind its admin socket.
+pub(super) struct Admin(pub Arc<Shared>);
+
+impl Handler for Admin {
+    fn handle(&self, caller: Caller, request: Request) -> Answer<'_> {
+        let shared = self.0.clone();
+        Box::pin(async move {
+            // Maps, signatures and cgroups: nothing for the thread that serves sockets.
+            let answer = tokio::task::spawn_blocking(move || answer(&shared, caller, request)).await;
+            answer.map_err(AdminError::internal)?
+        })
+    }
+
+    fn follow(&self) -> mpsc::Receiver<FollowItem> {
+        self.0.log.follow()
+    }
+}
+
+fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response, AdminError> {
+    match request {
+        Request::Status => views::status(shared).map(Response::Status).map_err(AdminError::internal),
+        Request::Pus => Ok(Response::Pus(views::pus(shared))),
+        Request::Peers => views::peers(shared).map(Response::Peers).map_err(AdminError::internal),
+        Request::Flows { limit } => views::flows(shared, limit).map(Response::Flows).map_err(AdminError::internal),
+        Request::Policy => Ok(Response::Policy(views::policy(shared))),
+        Request::Forget { peer } => forget(shared, peer.as_deref()).map(Response::Forgotten),
+        Request::PuAdd { target, name, namespace, tags } => {
+            tracing::info!(uid = caller.uid, pid = ?caller.pid, "asked for a PU");
+            let mut set = Tags::new();
+            for (key, value) in tags {
+                set.entry(key).or_default().insert(value);
+            }
+            let (id, name, cgroup) = pus::add(shared, pus::Wanted { target, name, namespace, tags: set })?;
+            Ok(Response::PuAdded { id, name, cgroup })
+        }
+        Request::PuRemove { pu } => pus::remove(shared, &pu).map(|()| Response::Done),
+        Request::PuRelease { pu } => pus::release(shared, &pu).map(|()| Response::Done),
+        Request::Follow => Err(AdminError::new(ErrorKind::Invalid, "following is a stream, not a request")),
+    }
+}
+
+/// Forgets sessions, so that the next contact is a first contact; live flows go on.
+fn forget(shared: &Shared, peer: Option<&str>) -> Result<u64, AdminError> {
+    let mut guard = shared.state();
+    let state = &mut *guard;
+    let gone: Vec<u32> = state
+        .sessions
+        .iter()
+        .filter(|session| peer.is_none_or(|name| session.key.peer.name() == name || session.key.peer.as_str() == name))
+        .map(|session| session.index)
+        .collect();
+    if let (Some(name), true) = (peer, gone.is_empty()) {
+        return Err(AdminError::new(ErrorKind::NotFound, format!("no session with `{name}`; see `enforcer peers`")));
+    }
+    for index in &gone {
+        state.sessions.remove(*index);
+        state.maps.sessions.remove(index).map_err(AdminError::internal)?;
+        state.maps.session_docs.remove(*index).map_err(AdminError::internal)?;
+    }
+    let of_gone = |session: u32| gone.contains(&session);
+    state.maps.peer_pus.retain(|key, _| !of_gone(key.session)).map_err(AdminError::internal)?;
+    state.maps.known_to_peer.retain(|key, _| !of_gone(key.session)).map_err(AdminError::internal)?;
+    state.maps.peer_addrs.retain(|_, session| !of_gone(*session)).map_err(AdminError::internal)?;
+    state.verifier.forget();
+    Ok(gone.len() as u64)
+}
+
+/// The kernel's counters, for the metrics.
+pub(super) struct Stats(pub Arc<Shared>);
+
+impl KernelStats for Stats {
+    fn snapshot(&self) -> io::Result<KernelSnapshot> {
+        let shared = &self.0;
+        let failed = |error| io::Error::other(format!("{error}"));
+        let stats = &shared.maps.stats;
+        let fill = views::fill(shared).map_err(failed)?;
+        let entries = |name: &str| fill.iter().find(|map| map.name == name).map_or(0, |map| map.entries);
+        let flows = entries("FLOWS");
+        let state = shared.state();
+        Ok(KernelSnapshot {
+            reasons: stats.reasons().map_err(failed)?,
+            handshakes: stats.handshakes().map_err(failed)?,
+            losses: stats.losses().map_err(failed)?,
+            maps: fill
+                .into_iter()
+                .map(|map| MapFill { name: map.name, entries: map.entries, max: map.max })
+                .collect(),
+            sessions: state.sessions.len() as u64,
+            flows,
+            pus: state.pus.len() as u64,
+            policy_generation: u64::from(state.config.current().generation),
+            policy_rules: state.rules.len() as u64,
+        })
+    }
+
+    fn is_ready(&self) -> bool {
+        self.0.ready.load(Ordering::Acquire)
+    }
+}
+
+/// Whether a flow is worth showing first: newest first.
+pub(super) fn newest_first(flows: &mut [(FlowKey, common::flow::Flow)]) {
+    flows.sort_unstable_by_key(|(_, flow)| std::cmp::Reverse(flow.created_ns));
+}

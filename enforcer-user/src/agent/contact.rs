@@ -1,0 +1,265 @@
+//! First contact: decides the frames the kernel holds, and hands them back or answers them.
+
+use std::time::Duration;
+
+use common::{
+    abi::{self, INJECT_INGRESS, INJECT_TRUSTED},
+    drop_reason::Reason,
+    event::{self, EVENT_DENY, Event, HELD_HELLO, HELD_HELLO_REPLY, HELD_JUDGE, Held},
+    flow::{CLIENT, FLAG_LOG, Flow, PATH_HELLO, SERVER, SYN_SENT},
+    identity::{PeerAddr, SessionPu},
+};
+
+use super::{Shared, clock, state::State};
+use crate::{
+    handshake::{Frame, LocalPu, Session, build, initiator, responder},
+    identity::VerifiedCredential,
+    metrics::{HandshakeKind, Metrics},
+    sys,
+};
+
+/// A decision against a connection.
+struct Refusal {
+    reason: Reason,
+    /// Session and identity of the peer, as far as they were established.
+    session: u32,
+    identity: u32,
+    rule: u32,
+    observed_rule: u32,
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self { reason, session: 0, identity: 0, rule: 0, observed_rule: 0 }
+    }
+}
+
+/// What went wrong inside is a refusal too: nothing passes unjudged.
+fn internal(error: impl std::fmt::Display) -> Refusal {
+    tracing::error!(%error, "a first contact failed");
+    Reason::Internal.into()
+}
+
+/// Decides one held frame.
+pub(super) fn decide(shared: &Shared, metrics: &Metrics, held: &Held) {
+    let bytes = held.frame.get(..held.len as usize).unwrap_or_default();
+    let frame = match Frame::parse(bytes) {
+        Ok(frame) => frame,
+        Err(error) => {
+            tracing::debug!(%error, "a held frame is malformed");
+            metrics.handshake(HandshakeKind::Hello, error.reason());
+            record(shared, held, &error.reason().into());
+            return;
+        }
+    };
+    let (kind, result) = match held.kind {
+        HELD_HELLO => (HandshakeKind::Hello, hello(shared, held, &frame)),
+        HELD_HELLO_REPLY => (HandshakeKind::HelloReply, hello_reply(shared, held, &frame)),
+        HELD_JUDGE => (HandshakeKind::Judge, judge(shared, held, &frame)),
+        other => return tracing::error!(kind = other, "a held frame of unknown kind; is the eBPF object of this version?"),
+    };
+    match result {
+        Ok(()) => {
+            metrics.handshake(kind, Reason::Allowed);
+            if kind != HandshakeKind::Judge {
+                metrics.first_contact(Duration::from_nanos(sys::monotonic_ns().saturating_sub(held.time_ns)));
+            }
+        }
+        Err(refusal) => {
+            metrics.handshake(kind, refusal.reason);
+            refuse(shared, held, &frame, &refusal);
+        }
+    }
+}
+
+/// The server's end: a SYN with a credential.
+fn hello(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal> {
+    let mut guard = shared.state();
+    let state = &mut *guard;
+    let now = clock::now();
+    let hello = responder::authenticate(&mut state.verifier, frame, now).map_err(|error| {
+        tracing::debug!(%error, "a HELLO was refused");
+        Refusal::from(error.reason())
+    })?;
+    let local = local_pu(state, held.pu)?;
+    let (_, mut own) = state.handshake();
+    let accept = hello.accept(&mut own, local, now).map_err(|error| Refusal::from(error.reason()))?;
+    let identity = meet(state, &accept.peer, &accept.session)?;
+    let verdict = judged(state, held, identity, local.identity, frame.destination_port(), accept.session.index)?;
+    let flow = Flow {
+        peer_identity: identity,
+        generation: state.config.current().generation,
+        rule: verdict.rule,
+        observed_rule: verdict.observed_rule,
+        flags: if verdict.log { FLAG_LOG } else { 0 },
+        ifindex: held.ifindex,
+        pu_ifindex: pu_interface(held),
+        created_ns: held.time_ns,
+        seen_ns: held.time_ns,
+        bytes_in: u64::from(held.len).saturating_sub(14),
+        packets_in: 1,
+        ..accept.flow()
+    };
+    shared.maps.flows.insert(&held.key, &flow).map_err(|error| {
+        tracing::warn!(%error, "a first contact found no room");
+        Refusal { session: accept.session.index, identity, ..Reason::TableFull.into() }
+    })?;
+    drop(guard);
+    deliver(shared, held, &build::strip(frame), INJECT_TRUSTED, 0)
+}
+
+/// The client's end: a SYN-ACK with a credential.
+fn hello_reply(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal> {
+    let mut guard = shared.state();
+    let state = &mut *guard;
+    let now = clock::now();
+    let present = shared.maps.flows.get(&held.key).map_err(internal)?;
+    let present = present.filter(|flow| flow.role == CLIENT).ok_or(Refusal::from(Reason::NoFlow))?;
+    let local = local_pu(state, held.pu)?;
+    let former = state.sessions.get(present.session).cloned();
+    let (verifier, mut own) = state.handshake();
+    let reply = match former {
+        Some(session) => initiator::authenticate_in(verifier, session, local, present.local_isn, frame, now),
+        None => initiator::authenticate(verifier, &mut own, local, present.local_isn, frame, now),
+    };
+    let reply = reply.map_err(|error| {
+        tracing::debug!(%error, "a HELLO_REPLY was refused");
+        Refusal::from(error.reason())
+    })?;
+    let identity = meet(state, &reply.peer, &reply.session)?;
+    remember_route(shared, state, held, &reply.session)?;
+    let verdict = judged(state, held, local.identity, identity, held.key.remote_port, reply.session.index)?;
+    if present.state == SYN_SENT {
+        let proven = reply.flow();
+        let flow = Flow {
+            state: proven.state,
+            path: PATH_HELLO,
+            peer_handle: proven.peer_handle,
+            session: proven.session,
+            peer_isn: proven.peer_isn,
+            confirm_mac: proven.confirm_mac,
+            peer_identity: identity,
+            generation: state.config.current().generation,
+            rule: verdict.rule,
+            observed_rule: verdict.observed_rule,
+            flags: present.flags | if verdict.log { FLAG_LOG } else { 0 },
+            bytes_in: present.bytes_in + u64::from(held.len).saturating_sub(14),
+            packets_in: present.packets_in + 1,
+            ..present
+        };
+        shared.maps.flows.replace(&held.key, &flow).map_err(internal)?;
+    }
+    drop(guard);
+    deliver(shared, held, &build::strip(frame), INJECT_TRUSTED, 0)
+}
+
+/// An authenticated packet of a pair that was never judged: judged now, then the kernel looks at the packet again.
+fn judge(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal> {
+    shared.state().ensure_pair(held.subject, held.object).map_err(|error| {
+        tracing::warn!(%error, "a pair found no room");
+        Refusal::from(Reason::PairUnavailable)
+    })?;
+    deliver(shared, held, &build::complete(frame), 0, 0)
+}
+
+fn local_pu(state: &State, index: u32) -> Result<LocalPu, Refusal> {
+    let pu = state.pus.get(&index).ok_or(Refusal::from(Reason::NoCredential))?;
+    let epoch = pu.credential.as_ref().map_or(0, |signed| signed.epoch());
+    Ok(LocalPu { pu: index, identity: pu.identity, handle: pu.handle, epoch })
+}
+
+/// Makes a verified peer known to the kernel; its identity's number.
+fn meet(state: &mut State, peer: &VerifiedCredential, session: &Session) -> Result<u32, Refusal> {
+    let profile = peer.profile();
+    let label = format!("{}/{}", peer.enforcer().name(), profile.pu);
+    let identity = state.intern(&profile.namespace, &profile.tags, &label).map_err(internal)?;
+    state.names.set_peer(session.index, identity, label);
+    state.write_session(session).map_err(internal)?;
+    state.know_peer(session.index, profile.handle, identity, peer.valid_until()).map_err(internal)?;
+    Ok(identity)
+}
+
+/// The next connection to this address resumes the session.
+fn remember_route(shared: &Shared, state: &State, held: &Held, session: &Session) -> Result<(), Refusal> {
+    let Some(pu) = state.pus.get(&held.pu) else { return Err(Reason::NoCredential.into()) };
+    let until = pu.credential.as_ref().map_or(0, |signed| clock::monotonic(signed.expires()));
+    let known = SessionPu { session: session.index, handle: pu.handle, pad: 0 };
+    shared.maps.known_to_peer.insert(&known, &until).map_err(internal)?;
+    for port in [held.key.remote_port, 0] {
+        let at = PeerAddr { addr: held.key.remote, port, pad: 0 };
+        shared.maps.peer_addrs.insert(&at, &session.index).map_err(internal)?;
+    }
+    Ok(())
+}
+
+fn judged(
+    state: &mut State,
+    held: &Held,
+    subject: u32,
+    object: u32,
+    port: u16,
+    session: u32,
+) -> Result<super::state::Verdict, Refusal> {
+    let peer = if held.kind == HELD_HELLO { subject } else { object };
+    state.ensure_pair(subject, object).map_err(|error| {
+        tracing::warn!(%error, "a pair found no room");
+        Refusal { session, identity: peer, ..Reason::PairUnavailable.into() }
+    })?;
+    let verdict = state.verdict(subject, object, held.key.proto, port);
+    if verdict.allow {
+        return Ok(verdict);
+    }
+    let reason = if verdict.rule == 0 { Reason::NoRule } else { Reason::DenyRule };
+    Err(Refusal { reason, session, identity: peer, rule: verdict.rule, observed_rule: verdict.observed_rule })
+}
+
+/// Tells both ends why: the sender of the frame by a DENY, the client's own socket by a reset.
+fn refuse(shared: &Shared, held: &Held, frame: &Frame<'_>, refusal: &Refusal) {
+    record(shared, held, refusal);
+    let count = abi::reason_stat(refusal.reason as u16, true);
+    let session = shared.maps.sessions.get(&refusal.session).ok().flatten();
+    let proof = session.as_ref().map(|session| build::DenyProof { key: &session.key_out, peer_index: session.peer_index });
+    let answer = build::deny(frame, refusal.reason, proof);
+    if held.kind == HELD_HELLO_REPLY || frame.is_syn_ack() {
+        if let Err(error) = shared.maps.flows.remove(&held.key) {
+            tracing::warn!(%error, "a refused flow stays");
+        }
+        let _ = deliver(shared, held, &build::reset_receiver(frame), INJECT_TRUSTED, 0);
+    }
+    let back = if held.at_pu_interface == 0 { 0 } else { INJECT_INGRESS };
+    if let Err(error) = shared.tap.inject(&answer, held.ifindex, back | INJECT_TRUSTED, count) {
+        tracing::warn!(%error, "a refusal could not be sent");
+    }
+}
+
+/// Hands a frame on in the direction it was going.
+fn deliver(shared: &Shared, held: &Held, frame: &[u8], flags: u32, count: u32) -> Result<(), Refusal> {
+    let onward = if held.at_pu_interface == 0 { INJECT_INGRESS } else { 0 };
+    shared.tap.inject(frame, held.ifindex, onward | flags, count).map_err(internal)
+}
+
+fn pu_interface(held: &Held) -> u32 {
+    if held.at_pu_interface == 0 { 0 } else { held.ifindex }
+}
+
+fn record(shared: &Shared, held: &Held, refusal: &Refusal) {
+    let role = if held.kind == HELD_HELLO { SERVER } else { CLIENT };
+    let local_identity = shared.state().pus.get(&held.pu).map_or(0, |pu| pu.identity);
+    shared.log.push(&Event {
+        time_ns: sys::monotonic_ns(),
+        kind: EVENT_DENY,
+        role,
+        path: PATH_HELLO,
+        direction: event::INBOUND,
+        reason: refusal.reason as u16,
+        key: held.key,
+        pu: held.pu,
+        local_identity,
+        peer_identity: refusal.identity,
+        session: refusal.session,
+        rule: refusal.rule,
+        observed_rule: refusal.observed_rule,
+        created_ns: held.time_ns,
+        ..Event::default()
+    });
+}

@@ -1,0 +1,179 @@
+//! The agent: what puts keys, maps, rings and sockets together.
+//!
+//! Three threads matter. *handshakes* takes held frames from the kernel and decides them ([`contact`]); *upkeep* renews,
+//! expires, judges again and watches the policy ([`upkeep`], [`policy`]); the tokio runtime serves the admin socket and the
+//! metrics. They share one [`State`] behind a lock that is never held across I/O on anything but maps.
+
+mod admin;
+mod adopt;
+mod clock;
+mod contact;
+mod names;
+mod policy;
+mod pus;
+mod state;
+mod upkeep;
+mod views;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    time::Instant,
+};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    admin::Server,
+    config::Config,
+    flow_log::FlowLog,
+    link_net,
+    load::{Interfaces, Kernel, LoadOptions, MapSizes, XdpMode},
+    map_write::Maps,
+    metrics::{Metrics, MetricsServer},
+    ring::{Handshakes, Telemetry},
+    tap::Tap,
+};
+
+pub use names::NameTable;
+pub(crate) use names::offline_names;
+use state::State;
+
+/// The eBPF object this agent was built with.
+pub const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer.o"));
+
+/// Below the cgroup root: where the cgroups of `enforcer exec` lie.
+pub const PU_CGROUPS: &str = "enforcer.pus";
+
+/// What every part of the agent shares.
+pub(crate) struct Shared {
+    config: Config,
+    maps: Arc<Maps>,
+    tap: Tap,
+    names: Arc<NameTable>,
+    log: FlowLog,
+    state: Mutex<State>,
+    kernel: Mutex<Kernel>,
+    ready: AtomicBool,
+    started: Instant,
+}
+
+impl Shared {
+    /// A thread that panicked left the state as whole as any error return: go on.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kernel(&self) -> MutexGuard<'_, Kernel> {
+        self.kernel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs the agent until it is told to stop. What it put into the kernel stays in force.
+///
+/// # Errors
+/// What kept it from starting: configuration, keys, policy, or the kernel.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let shared = start(config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let metrics = Arc::new(Metrics::new(Arc::new(admin::Stats(shared.clone())))?);
+    let on_held = {
+        let (shared, metrics) = (shared.clone(), metrics.clone());
+        move |held: &common::event::Held| contact::decide(&shared, &metrics, held)
+    };
+    let maps = shared.maps.directory().to_owned();
+    let handshakes = Handshakes::start(&maps, on_held).context("the handshake ring")?;
+    let upkeep = upkeep::start(shared.clone(), Telemetry::open(&maps).context("the telemetry ring")?)?;
+    let watch = {
+        let shared = shared.clone();
+        link_net::watch(move |change| upkeep::interface_changed(&shared, change)).context("watching interfaces")?
+    };
+    let served = runtime.block_on(serve(shared.clone(), metrics));
+    drop(watch);
+    drop(upkeep);
+    drop(handshakes);
+    if let Err(error) = shared.state().config.leave() {
+        tracing::warn!(%error, "the kernel was not told that the agent ends");
+    }
+    served
+}
+
+/// Everything up to readiness: keys and policy first, so that a mistake there changes nothing in the kernel.
+fn start(config: Config) -> anyhow::Result<Arc<Shared>> {
+    let identity = state::own_identity(&config)?;
+    let rules = policy::read(&config.policy.paths)?;
+    let kernel = Kernel::open(&load_options(&config)?)?;
+    let maps = Arc::new(Maps::open(&kernel.pins().maps)?);
+    let tap = Tap::open(&config.datapath.tap)?;
+    let names = Arc::new(NameTable::default());
+    let mut state = State::new(&config, identity, maps.clone(), names.clone())?;
+    state.configure(&config)?;
+    state.install_rules(rules)?;
+    adopt::adopt(&mut state)?;
+    state.settle()?;
+    let shared = Arc::new(Shared {
+        log: FlowLog::new(names.clone()),
+        config,
+        maps,
+        tap,
+        names,
+        state: Mutex::new(state),
+        kernel: Mutex::new(kernel),
+        ready: AtomicBool::new(false),
+        started: Instant::now(),
+    });
+    shared.kernel().attach_tap(&shared.tap)?;
+    pus::attach_interfaces(&shared);
+    policy::save_rule_names(&shared);
+    Ok(shared)
+}
+
+fn load_options(config: &Config) -> anyhow::Result<LoadOptions> {
+    let datapath = &config.datapath;
+    let all = datapath.interfaces.iter().any(|name| name == crate::config::AUTO);
+    Ok(LoadOptions {
+        object: OBJECT.into(),
+        bpffs: config.paths.bpffs.clone(),
+        cgroup: config.cgroup_root()?,
+        interfaces: if all { Interfaces::All } else { Interfaces::Named(datapath.interfaces.clone()) },
+        xdp: match datapath.xdp {
+            crate::config::Xdp::Auto => XdpMode::Auto,
+            crate::config::Xdp::Native => XdpMode::Native,
+            crate::config::Xdp::Generic => XdpMode::Generic,
+            crate::config::Xdp::Off => XdpMode::Off,
+        },
+        sizes: MapSizes {
+            flows: Some(datapath.max_flows),
+            pairs: Some(datapath.max_pairs),
+            intervals: Some(datapath.max_intervals),
+            handshake_ring_bytes: Some(datapath.handshake_ring_bytes),
+            telemetry_ring_bytes: Some(datapath.telemetry_ring_bytes),
+            ..MapSizes::default()
+        },
+        clsact: false,
+    })
+}
+
+async fn serve(shared: Arc<Shared>, metrics: Arc<Metrics>) -> anyhow::Result<()> {
+    let socket: PathBuf = shared.config.paths.socket.clone();
+    if let Some(directory) = socket.parent() {
+        std::fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    }
+    let server = Server::bind(&socket, shared.config.admin.group.as_deref())?;
+    if let Some(address) = shared.config.metrics_address() {
+        let exporter = MetricsServer::bind(address).await?;
+        tokio::spawn(exporter.serve(metrics));
+    }
+    shared.ready.store(true, std::sync::atomic::Ordering::Release);
+    tracing::info!(name = %shared.state().own.id(), "enforcing");
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        () = server.serve(Arc::new(admin::Admin(shared.clone()))) => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("ending; enforcement goes on in the kernel (`enforcer unload` ends it)");
+    Ok(())
+}

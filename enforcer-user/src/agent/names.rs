@@ -1,0 +1,150 @@
+//! What the kernel's numbers are called: for records, views, and for the command line while no agent runs.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{PoisonError, RwLock},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{flow_log::Names, map_write::Maps};
+
+/// Names by number. Names of what has gone are kept: records outlive what they tell of.
+#[derive(Debug, Default)]
+pub struct NameTable(RwLock<Tables>);
+
+#[derive(Debug, Default)]
+struct Tables {
+    pus: HashMap<u32, String>,
+    // By session and identity.
+    peers: HashMap<(u32, u32), String>,
+    identities: HashMap<u32, String>,
+    rules: HashMap<u32, String>,
+}
+
+/// Names of peers kept; beyond it all are dropped and learned again.
+const PEERS_MAX: usize = 100_000;
+
+impl NameTable {
+    /// Names a PU of this host.
+    pub fn set_pu(&self, pu: u32, name: &str) {
+        self.write(|tables| drop(tables.pus.insert(pu, name.into())));
+    }
+
+    /// Names a peer's PU, or an external network.
+    pub fn set_peer(&self, session: u32, identity: u32, name: String) {
+        self.write(|tables| {
+            if tables.peers.len() >= PEERS_MAX {
+                tables.peers.clear();
+            }
+            tables.identities.insert(identity, name.clone());
+            tables.peers.insert((session, identity), name);
+        });
+    }
+
+    /// Names an identity for when its session is not known.
+    pub fn set_identity(&self, identity: u32, name: String) {
+        self.write(|tables| drop(tables.identities.insert(identity, name)));
+    }
+
+    /// Names rules.
+    pub fn set_rules(&self, rules: impl Iterator<Item = (u32, String)>) {
+        self.write(|tables| tables.rules.extend(rules));
+    }
+
+    fn write(&self, change: impl FnOnce(&mut Tables)) {
+        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&Tables) -> T) -> T {
+        look(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The rules' names, for [`rules_file`].
+    pub fn rules(&self) -> HashMap<u32, String> {
+        self.read(|tables| tables.rules.clone())
+    }
+}
+
+impl Names for NameTable {
+    fn pu(&self, pu: u32) -> String {
+        self.read(|tables| tables.pus.get(&pu).cloned()).unwrap_or_default()
+    }
+
+    fn peer(&self, session: u32, identity: u32) -> String {
+        self.read(|tables| tables.peers.get(&(session, identity)).or_else(|| tables.identities.get(&identity)).cloned())
+            .unwrap_or_default()
+    }
+
+    fn rule(&self, rule: u32) -> String {
+        self.read(|tables| tables.rules.get(&rule).cloned()).unwrap_or_else(|| format!("rule {rule}"))
+    }
+}
+
+/// What is remembered of an identity, in `IDENTITY_DOCS`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct IdentityDoc {
+    /// `enforcer/pu` that was met with it last.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// `key=value`.
+    pub tags: Vec<String>,
+}
+
+/// What is remembered of a PU, in `PU_DOCS`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct PuDoc {
+    /// Id.
+    pub id: String,
+    /// Name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// `key=value`.
+    pub tags: Vec<String>,
+    /// Handle.
+    pub handle: u16,
+    /// What it is.
+    pub target: TargetDoc,
+}
+
+/// What a PU is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum TargetDoc {
+    /// A cgroup that somebody else made.
+    Cgroup { path: PathBuf, id: u64 },
+    /// An interface.
+    Interface { name: String, index: u32 },
+    /// A command, in a cgroup the agent made.
+    Command { path: PathBuf, id: u64 },
+}
+
+/// Where the rules' names lie for the command line while no agent runs.
+pub(super) fn rules_file(socket: &Path) -> PathBuf {
+    let mut file = socket.as_os_str().to_owned();
+    file.push(".rules");
+    file.into()
+}
+
+/// The names as the maps and the rules file hold them; what cannot be read goes without a name.
+pub(crate) fn offline_names(maps: &Maps, socket: &Path) -> NameTable {
+    let names = NameTable::default();
+    for (pu, bytes) in maps.pu_docs.entries().unwrap_or_default() {
+        if let Ok(doc) = serde_json::from_slice::<PuDoc>(&bytes) {
+            names.set_pu(pu, &doc.name);
+        }
+    }
+    for (identity, bytes) in maps.identity_docs.entries().unwrap_or_default() {
+        if let Ok(doc) = serde_json::from_slice::<IdentityDoc>(&bytes) {
+            names.set_identity(identity, doc.name);
+        }
+    }
+    let rules = std::fs::read(rules_file(socket)).ok();
+    if let Some(rules) = rules.and_then(|bytes| serde_json::from_slice::<HashMap<u32, String>>(&bytes).ok()) {
+        names.set_rules(rules.into_iter());
+    }
+    names
+}

@@ -1,0 +1,259 @@
+//! Policy in force: reading, applying all or nothing, judging live flows again, cutting those no longer allowed.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, bail};
+use common::{
+    abi::{self, INJECT_INGRESS, INJECT_NEIGHBOUR, INJECT_TRUSTED},
+    drop_reason::Reason,
+    event::{EVENT_CUT, Event},
+    flow::{CLIENT, CONFIRMING, ESTABLISHED, Flow, FlowKey, SYN_RECEIVED},
+    verdict::Pair,
+};
+use policy::{IdentityId, PolicyRule};
+
+use super::{Shared, names, state::State};
+use crate::{
+    handshake::build::{self, Toward},
+    sys,
+};
+
+/// Rules and the files they came from.
+pub(super) struct Rules {
+    pub rules: Vec<Arc<PolicyRule>>,
+    pub files: Vec<PathBuf>,
+}
+
+/// Reads and parses every `*.yaml` and `*.yml` below the configured paths.
+pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Rules> {
+    let files = files(paths)?;
+    let mut texts = Vec::with_capacity(files.len());
+    for file in &files {
+        let text = std::fs::read_to_string(file).with_context(|| format!("policy file {}", file.display()))?;
+        texts.push((file.display().to_string(), text));
+    }
+    let rules = policy::parse_files(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
+    Ok(Rules { rules, files })
+}
+
+/// The policy files below the configured paths, sorted within each.
+pub(super) fn files(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            if !path.exists() {
+                bail!("policy.paths: {} does not exist", path.display());
+            }
+            files.push(path.clone());
+            continue;
+        }
+        let mut below: Vec<PathBuf> = std::fs::read_dir(path)
+            .with_context(|| format!("policy.paths: {}", path.display()))?
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("policy.paths: {}", path.display()))?;
+        below.retain(|file| file.extension().is_some_and(|end| end == "yaml" || end == "yml") && !is_hidden(file));
+        below.sort();
+        files.extend(below);
+    }
+    Ok(files)
+}
+
+fn is_hidden(file: &Path) -> bool {
+    file.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+impl State {
+    /// Replaces the rules: pairs first, then networks, then the generation that makes the kernel judge flows again.
+    ///
+    /// # Errors
+    /// If the rules cannot be compiled; nothing has changed then.
+    pub fn install_rules(&mut self, rules: Rules) -> anyhow::Result<bool> {
+        let gone: Vec<(u32, String)> =
+            self.compiled.rules().map(|(id, rule)| (id.0, rule.full_name())).collect();
+        let delta = self.compiled.update_rules(&rules.rules)?;
+        self.rules = rules.rules;
+        self.policy_files = rules.files;
+        if delta.is_empty() && self.config.current().generation != 0 {
+            return Ok(false);
+        }
+        // Names of removed rules are kept for records; those of the new ones are added.
+        self.names.set_rules(gone.into_iter());
+        let added = delta.added.iter().filter_map(|id| Some((id.0, self.compiled.rule(*id)?.full_name())));
+        self.names.set_rules(added);
+        let stale: Vec<Pair> = self
+            .pairs
+            .iter()
+            .filter(|pair| delta.affects(IdentityId(pair.subject), IdentityId(pair.object)))
+            .copied()
+            .collect();
+        for pair in stale {
+            self.judge_pair(pair)?;
+        }
+        if delta.externals_changed {
+            self.judge_externals()?;
+        }
+        self.write_networks()?;
+        self.config.update(|config| config.generation = config.generation.wrapping_add(1).max(1))?;
+        Ok(true)
+    }
+
+    /// Judges every pair anew: after a restart, rules have other numbers.
+    pub fn settle(&mut self) -> anyhow::Result<()> {
+        let pairs: Vec<Pair> = self.pairs.iter().copied().collect();
+        for pair in pairs {
+            let known = |number: u32| {
+                IdentityId(number).is_external() || self.identities.get(number).is_some()
+            };
+            if known(pair.subject) && known(pair.object) {
+                self.judge_pair(pair)?;
+            } else {
+                self.pairs.remove(pair)?;
+            }
+        }
+        self.judge_externals()?;
+        self.write_networks()?;
+        self.config.update(|config| config.generation = config.generation.wrapping_add(1).max(1))?;
+        self.config.beat()?;
+        Ok(())
+    }
+}
+
+/// Reads the policy again and puts it in force; a broken one leaves the old in force and says so.
+pub(super) fn reload(shared: &Shared) {
+    let applied = read(&shared.config.policy.paths).and_then(|rules| shared.state().install_rules(rules));
+    let error = match applied {
+        Ok(false) => None,
+        Ok(true) => {
+            let (generation, rules) = {
+                let state = shared.state();
+                (state.config.current().generation, state.rules.len())
+            };
+            rejudge(shared);
+            save_rule_names(shared);
+            tracing::info!(generation, rules, "policy in force");
+            None
+        }
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the policy stays as it was");
+            Some(format!("{error:#}"))
+        }
+    };
+    shared.state().policy_error = error;
+}
+
+/// Leaves the rules' names for the command line while no agent runs.
+pub(super) fn save_rule_names(shared: &Shared) {
+    let file = names::rules_file(&shared.config.paths.socket);
+    let written = serde_json::to_vec(&shared.names.rules()).map_err(std::io::Error::from).and_then(|bytes| {
+        let fresh = file.with_extension("rules.new");
+        if let Some(directory) = file.parent() {
+            std::fs::create_dir_all(directory)?;
+        }
+        std::fs::write(&fresh, bytes)?;
+        std::fs::rename(&fresh, &file)
+    });
+    if let Err(error) = written {
+        tracing::warn!(%error, file = %file.display(), "cannot save the rules' names");
+    }
+}
+
+/// Judges every live flow; those no longer allowed are cut at both ends, whether or not a packet comes.
+fn rejudge(shared: &Shared) {
+    let mut doomed = Vec::new();
+    {
+        let state = shared.state();
+        let mut known = std::collections::HashMap::new();
+        let result = shared.maps.flows.for_each(|key, flow| {
+            if !matches!(flow.state, ESTABLISHED | CONFIRMING | SYN_RECEIVED) {
+                return;
+            }
+            let (subject, object, port) = direction(key, flow);
+            let verdict = known
+                .entry((subject, object, key.proto, port))
+                .or_insert_with(|| state.verdict(subject, object, key.proto, port));
+            if !verdict.allow {
+                doomed.push((*key, *flow, verdict.rule));
+            }
+        });
+        if let Err(error) = result {
+            tracing::error!(%error, "not every flow could be judged again; each is at its next packet");
+        }
+    }
+    for (key, flow, rule) in doomed {
+        cut(shared, &key, &flow, Reason::Revoked, rule);
+    }
+}
+
+fn direction(key: &FlowKey, flow: &Flow) -> (u32, u32, u16) {
+    if flow.role == CLIENT {
+        (flow.local_identity, flow.peer_identity, key.remote_port)
+    } else {
+        (flow.peer_identity, flow.local_identity, key.local_port)
+    }
+}
+
+/// Cuts the flows a condition holds for.
+pub(super) fn cut_where(shared: &Shared, reason: Reason, mut doomed: impl FnMut(&Flow) -> bool) {
+    let mut found = Vec::new();
+    let result = shared.maps.flows.for_each(|key, flow| {
+        if doomed(flow) {
+            found.push((*key, *flow));
+        }
+    });
+    if let Err(error) = result {
+        tracing::error!(%error, "flows could not be cut");
+    }
+    for (key, flow) in found {
+        cut(shared, &key, &flow, reason, 0);
+    }
+}
+
+/// Cuts one flow: marked, so that any further packet is answered with a reset; and a reset to either end now.
+fn cut(shared: &Shared, key: &FlowKey, flow: &Flow, reason: Reason, rule: u32) {
+    match shared.maps.flows.cut(key, reason) {
+        Ok(true) => {}
+        Ok(false) => return,
+        Err(error) => return tracing::error!(%error, "a flow could not be cut"),
+    }
+    shared.log.push(&Event {
+        time_ns: sys::monotonic_ns(),
+        kind: EVENT_CUT,
+        role: flow.role,
+        path: flow.path,
+        reason: reason as u16,
+        key: *key,
+        pu: flow.pu,
+        local_identity: flow.local_identity,
+        peer_identity: flow.peer_identity,
+        session: flow.session,
+        rule,
+        rtt_us: flow.rtt_us,
+        created_ns: flow.created_ns,
+        bytes_out: flow.bytes_out,
+        packets_out: flow.packets_out,
+        bytes_in: flow.bytes_in,
+        packets_in: flow.packets_in,
+        ..Event::default()
+    });
+    if key.proto != libc::IPPROTO_TCP as u8 {
+        return;
+    }
+    const LOOPBACK: u32 = 1;
+    let own = flow.pu_ifindex != 0;
+    let inward = if own { INJECT_NEIGHBOUR } else { INJECT_INGRESS };
+    let outward = if own || flow.ifindex == LOOPBACK { INJECT_INGRESS } else { INJECT_NEIGHBOUR };
+    let count = abi::reason_stat(reason as u16, false);
+    for (toward, seq, ack, flags, count) in [
+        (Toward::Local, flow.ack_out, flow.next_out, inward, count),
+        (Toward::Remote, flow.next_out, flow.ack_out, outward, 0),
+    ] {
+        let reset = build::reset_flow(key, toward, seq, ack);
+        if let Err(error) = shared.tap.inject(&reset, flow.ifindex, flags | INJECT_TRUSTED, count) {
+            tracing::debug!(%error, "a reset could not be sent");
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! PUs of this host: making, signing, renewing, ending.
+
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use common::{
+    abi,
+    drop_reason::Reason,
+    identity::{PeerPu, SessionPu},
+};
+
+use super::{
+    PU_CGROUPS, Shared, clock,
+    names::{PuDoc, TargetDoc},
+    policy,
+    state::{LocalPu, State, flat},
+};
+use crate::{
+    admin::{AdminError, ErrorKind, PuTarget},
+    identity::{PreparedCredential, Tags, TrustProfile, credential},
+    link_net,
+    workload::adopt,
+};
+
+/// What is to become a PU.
+pub(super) struct Wanted {
+    pub target: PuTarget,
+    pub name: Option<String>,
+    pub namespace: Option<String>,
+    pub tags: Tags,
+}
+
+/// Makes a PU: it is enforced when this returns, the sockets it had before included.
+pub(super) fn add(shared: &Shared, wanted: Wanted) -> Result<(String, String, Option<PathBuf>), AdminError> {
+    let invalid = |message: String| AdminError::new(ErrorKind::Invalid, message);
+    let mut state = shared.state();
+    let index = state.free_pu().ok_or_else(|| {
+        AdminError::new(ErrorKind::Busy, format!("all {} PUs are in use; remove one", state.pu_slots.capacity()))
+    })?;
+    let id = format!("pu{index}");
+    let name = wanted.name.unwrap_or_else(|| id.clone());
+    if state.pus.values().any(|pu| pu.name == name) {
+        return Err(AdminError::new(ErrorKind::Exists, format!("there is a PU named `{name}`; choose another --name")));
+    }
+    let namespace = wanted.namespace.unwrap_or_else(|| shared.config.namespace.clone());
+    let mut pu = LocalPu {
+        index,
+        id: id.clone(),
+        name,
+        namespace,
+        tags: wanted.tags,
+        target: TargetDoc::Interface { name: String::new(), index: 0 },
+        handle: state.free_handle(),
+        identity: 0,
+        credential: None,
+        error: None,
+        released: false,
+        populated: false,
+        created: clock::now(),
+    };
+    // Signed first: a profile that does not fit must leave nothing behind.
+    let credential = state.sign(&pu).map_err(|error| invalid(error.to_string()))?;
+    let (target, made) = resolve(shared, &wanted.target, &id)?;
+    if let Some(present) = state.pus.values().find(|present| present.target == target) {
+        return Err(AdminError::new(ErrorKind::Exists, format!("this is the PU `{}` already", present.name)));
+    }
+    pu.target = target;
+    let name = pu.name.clone();
+    let done = state.install(pu, credential);
+    if let Err(error) = done {
+        if let Some(cgroup) = &made {
+            let _ = std::fs::remove_dir(cgroup);
+        }
+        state.forget_pu(index);
+        return Err(AdminError::internal(error));
+    }
+    drop(state);
+    if let Err(error) = bind(shared, index) {
+        shared.state().forget_pu(index);
+        return Err(AdminError::internal(error));
+    }
+    tracing::info!(pu = %name, "PU made");
+    Ok((id, name, made))
+}
+
+/// The target as the kernel knows it; for a command, its new cgroup.
+fn resolve(shared: &Shared, target: &PuTarget, id: &str) -> Result<(TargetDoc, Option<PathBuf>), AdminError> {
+    match target {
+        PuTarget::Cgroup(path) => Ok((TargetDoc::Cgroup { path: path.clone(), id: cgroup_id(shared, path)? }, None)),
+        PuTarget::Interface(name) => {
+            let interface = link_net::by_name(name).map_err(AdminError::internal)?.ok_or_else(|| {
+                AdminError::new(ErrorKind::NotFound, format!("no interface `{name}` here; see `ip link`"))
+            })?;
+            Ok((TargetDoc::Interface { name: name.clone(), index: interface.index }, None))
+        }
+        PuTarget::Command => {
+            let root = shared.config.cgroup_root().map_err(AdminError::internal)?.join(PU_CGROUPS);
+            let path = root.join(id);
+            std::fs::create_dir_all(&path)
+                .map_err(|error| AdminError::internal(format!("cannot make {}: {error}", path.display())))?;
+            Ok((TargetDoc::Command { path: path.clone(), id: cgroup_id(shared, &path)? }, Some(path)))
+        }
+    }
+}
+
+/// A cgroup v2's id is the inode number of its directory (cgroup v2, `bpf_get_current_cgroup_id`).
+fn cgroup_id(shared: &Shared, path: &Path) -> Result<u64, AdminError> {
+    let invalid = |problem: String| AdminError::new(ErrorKind::Invalid, format!("{}: {problem}", path.display()));
+    if !path.join("cgroup.procs").exists() {
+        return Err(invalid("is no cgroup v2 directory".into()));
+    }
+    let root = shared.config.cgroup_root().map_err(AdminError::internal)?;
+    let inside = path.canonicalize().is_ok_and(|path| root.canonicalize().is_ok_and(|root| path.starts_with(root)));
+    if !inside {
+        return Err(invalid(format!("lies outside of {}, where this enforcer looks", root.display())));
+    }
+    std::fs::metadata(path).map(|directory| directory.ino()).map_err(|error| invalid(error.to_string()))
+}
+
+/// Leads the kernel from the target to the PU.
+fn bind(shared: &Shared, index: u32) -> anyhow::Result<()> {
+    let Some(target) = shared.state().pus.get(&index).map(|pu| pu.target.clone()) else { return Ok(()) };
+    match target {
+        TargetDoc::Cgroup { path, id } | TargetDoc::Command { path, id } => {
+            shared.maps.pu_cgroups.insert(&id, &index)?;
+            let adopted = adopt::adopt(&path, index, &shared.maps.pu_sockets)?;
+            if adopted.sockets > 0 {
+                tracing::info!(pu = index, sockets = adopted.sockets, "took over sockets older than the PU");
+            }
+        }
+        TargetDoc::Interface { index: ifindex, .. } => {
+            shared.maps.pu_ifaces.insert(&ifindex, &index)?;
+            shared.kernel().attach_pu_interface(ifindex)?;
+        }
+    }
+    Ok(())
+}
+
+/// Attaches to the interfaces of PUs taken over from a former agent; one that is gone is upkeep's to notice.
+pub(super) fn attach_interfaces(shared: &Shared) {
+    let targets: Vec<TargetDoc> = shared.state().pus.values().map(|pu| pu.target.clone()).collect();
+    for target in targets {
+        if let TargetDoc::Interface { name, index } = target
+            && let Err(error) = shared.kernel().attach_pu_interface(index)
+        {
+            tracing::warn!(interface = name, %error, "cannot attach to a PU's interface");
+        }
+    }
+}
+
+/// Ends a PU: its flows are cut, its processes become unmanaged.
+pub(super) fn remove(shared: &Shared, which: &str) -> Result<(), AdminError> {
+    let index = find(&shared.state(), which)?;
+    end(shared, index);
+    Ok(())
+}
+
+/// The command of a PU has ended: the PU goes when its cgroup is empty.
+pub(super) fn release(shared: &Shared, which: &str) -> Result<(), AdminError> {
+    let index = find(&shared.state(), which)?;
+    if let Some(pu) = shared.state().pus.get_mut(&index) {
+        pu.released = true;
+    }
+    reap(shared);
+    Ok(())
+}
+
+fn find(state: &State, which: &str) -> Result<u32, AdminError> {
+    let found = state.pus.values().find(|pu| pu.id == which || pu.name == which).map(|pu| pu.index);
+    found.ok_or_else(|| AdminError::new(ErrorKind::NotFound, format!("no PU `{which}`; see `enforcer pus`")))
+}
+
+/// A command's cgroup that nobody enters within this time is given up, seconds.
+const ENTRY_PATIENCE: u64 = 60;
+
+/// Ends PUs whose cgroup is gone, and commands whose cgroup is empty.
+pub(super) fn reap(shared: &Shared) {
+    let mut over = Vec::new();
+    for pu in shared.state().pus.values_mut() {
+        match &pu.target {
+            TargetDoc::Command { path, .. } => {
+                let populated = is_populated(path);
+                pu.populated |= populated == Some(true);
+                let waited = clock::now().saturating_sub(pu.created) > ENTRY_PATIENCE;
+                let ended = populated == Some(false) && (pu.released || pu.populated || waited);
+                if ended || populated.is_none() {
+                    over.push(pu.index);
+                }
+            }
+            TargetDoc::Cgroup { path, id } => {
+                if !std::fs::metadata(path).is_ok_and(|directory| directory.ino() == *id) {
+                    over.push(pu.index);
+                }
+            }
+            TargetDoc::Interface { .. } => {}
+        }
+    }
+    over.into_iter().for_each(|index| end(shared, index));
+}
+
+/// Whether processes live in a cgroup or below it; `None` if it is gone.
+fn is_populated(cgroup: &Path) -> Option<bool> {
+    let events = std::fs::read_to_string(cgroup.join("cgroup.events")).ok()?;
+    Some(events.lines().any(|line| line == "populated 1"))
+}
+
+/// Ends the PU of an interface that is gone.
+pub(super) fn interface_gone(shared: &Shared, ifindex: u32) {
+    let gone = |pu: &&LocalPu| matches!(pu.target, TargetDoc::Interface { index, .. } if index == ifindex);
+    let index = shared.state().pus.values().find(gone).map(|pu| pu.index);
+    if let Some(index) = index {
+        end(shared, index);
+    }
+}
+
+fn end(shared: &Shared, index: u32) {
+    let Some(pu) = shared.state().forget_pu(index) else { return };
+    match &pu.target {
+        TargetDoc::Cgroup { path, .. } | TargetDoc::Command { path, .. } => {
+            // Processes that remain are unmanaged from now on; their sockets must not name a PU that is gone.
+            if let Err(error) = adopt::adopt(path, 0, &shared.maps.pu_sockets) {
+                tracing::debug!(%error, "the cgroup went before its PU");
+            }
+            if matches!(pu.target, TargetDoc::Command { .. }) {
+                let _ = std::fs::remove_dir(path);
+            }
+        }
+        TargetDoc::Interface { index, .. } => {
+            if let Err(error) = shared.kernel().detach_pu_interface(*index) {
+                tracing::warn!(%error, "cannot detach from a PU's interface");
+            }
+        }
+    }
+    policy::cut_where(shared, Reason::Revoked, |flow| flow.pu == index);
+    tracing::info!(pu = %pu.name, "PU ended");
+}
+
+impl State {
+    fn free_pu(&mut self) -> Option<u32> {
+        let capacity = self.pu_slots.capacity();
+        let free = (self.next_pu..capacity).chain(1..self.next_pu).find(|index| !self.pus.contains_key(index))?;
+        self.next_pu = if free + 1 < capacity { free + 1 } else { 1 };
+        Some(free)
+    }
+
+    /// A handle no PU has. What peers remember of a former owner is void: it is taken from `KNOWN_TO_PEER` when the owner
+    /// ends, so the new owner introduces itself first.
+    fn free_handle(&mut self) -> u16 {
+        loop {
+            self.next_handle = self.next_handle.wrapping_add(1);
+            let handle = self.next_handle;
+            if handle != 0 && self.pus.values().all(|pu| pu.handle != handle) {
+                return handle;
+            }
+        }
+    }
+
+    /// Signs the Trust Profile of a PU.
+    pub fn sign(&self, pu: &LocalPu) -> Result<PreparedCredential, credential::PrepareError> {
+        let now = clock::now();
+        let profile = TrustProfile {
+            enforcer: self.own.id().clone(),
+            pu: pu.name.clone(),
+            handle: pu.handle,
+            namespace: pu.namespace.clone(),
+            tags: pu.tags.clone(),
+            issued: now,
+            expires: now + self.profile_lifetime,
+            prekey: self.prekeys.current(),
+        };
+        credential::prepare(&self.own, &profile)
+    }
+
+    /// Enters a PU everywhere but where its target leads to it.
+    pub fn install(&mut self, mut pu: LocalPu, credential: PreparedCredential) -> anyhow::Result<()> {
+        let label = format!("{}/{}", self.own.id().name(), pu.name);
+        pu.identity = self.intern(&pu.namespace, &pu.tags, &label)?;
+        self.names.set_pu(pu.index, &pu.name);
+        let doc = PuDoc {
+            id: pu.id.clone(),
+            name: pu.name.clone(),
+            namespace: pu.namespace.clone(),
+            tags: flat(&pu.tags),
+            handle: pu.handle,
+            target: pu.target.clone(),
+        };
+        self.maps.pu_docs.insert(pu.index, &serde_json::to_vec(&doc)?)?;
+        self.show(&mut pu, credential)?;
+        let self_session = self.config.current().self_session;
+        let own = SessionPu { session: self_session, handle: pu.handle, pad: 0 };
+        self.maps.peer_pus.insert(&own, &PeerPu { until_ns: u64::MAX, identity: pu.identity, pad: 0 })?;
+        self.maps.known_to_peer.insert(&own, &u64::MAX)?;
+        self.names.set_peer(self_session, pu.identity, label);
+        self.pus.insert(pu.index, pu);
+        self.judge_externals()?;
+        self.config.update(|config| config.flags |= abi::CONFIG_HAS_PU)?;
+        Ok(())
+    }
+
+    /// Puts a credential where the kernel takes it from.
+    fn show(&mut self, pu: &mut LocalPu, credential: PreparedCredential) -> anyhow::Result<()> {
+        let until = clock::monotonic(credential.expires());
+        self.pu_slots.set_credential(pu.index, pu.identity, pu.handle, &credential.map_value(), until)?;
+        pu.credential = Some(credential);
+        pu.error = None;
+        Ok(())
+    }
+
+    /// Signs all profiles again that are half-way to their end, or all.
+    pub fn renew(&mut self, all: bool) {
+        let now = clock::now();
+        let half = self.profile_lifetime / 2;
+        let due: Vec<u32> = self
+            .pus
+            .values()
+            .filter(|pu| all || pu.credential.as_ref().is_none_or(|signed| signed.expires() < now + half))
+            .map(|pu| pu.index)
+            .collect();
+        for index in due {
+            let Some(mut pu) = self.pus.remove(&index) else { continue };
+            let renewed = self.sign(&pu).map_err(anyhow::Error::from).and_then(|signed| self.show(&mut pu, signed));
+            if let Err(error) = renewed {
+                tracing::error!(pu = %pu.name, %error, "cannot renew a Trust Profile");
+                pu.error = Some(error.to_string());
+            }
+            self.pus.insert(index, pu);
+        }
+    }
+
+    /// Takes a PU out of everything; what fails is logged, the rest is done.
+    fn forget_pu(&mut self, index: u32) -> Option<LocalPu> {
+        let pu = self.pus.remove(&index)?;
+        let complain = |what: &str, result: Result<bool, crate::map_write::MapWriteError>| {
+            if let Err(error) = result {
+                tracing::error!(pu = %pu.name, %error, "cannot remove {what}");
+            }
+        };
+        match pu.target {
+            TargetDoc::Cgroup { id, .. } | TargetDoc::Command { id, .. } => {
+                complain("its cgroup", self.maps.pu_cgroups.remove(&id));
+            }
+            TargetDoc::Interface { index, .. } => complain("its interface", self.maps.pu_ifaces.remove(&index)),
+        }
+        complain("its description", self.maps.pu_docs.remove(index));
+        complain("its slot", self.pu_slots.remove(index).map(|()| true));
+        let listeners = self.maps.pu_listeners.retain(|_, owner| *owner != index);
+        complain("its listeners", listeners.map(|_| true));
+        let known = self.maps.known_to_peer.retain(|known, _| known.handle != pu.handle);
+        complain("what peers know of it", known.map(|_| true));
+        let session = self.config.current().self_session;
+        complain("its handle", self.maps.peer_pus.remove(&SessionPu { session, handle: pu.handle, pad: 0 }));
+        if self.pus.is_empty()
+            && let Err(error) = self.config.update(|config| config.flags &= !abi::CONFIG_HAS_PU)
+        {
+            tracing::error!(%error, "cannot note that there is no PU left");
+        }
+        Some(pu)
+    }
+}

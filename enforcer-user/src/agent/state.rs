@@ -1,0 +1,337 @@
+//! What the agent knows: its keys, its PUs, the identities it has met, the compiled policy.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use anyhow::Context;
+use common::{
+    abi,
+    identity::{NETWORK_IDENTITY, Network, PeerPu, SessionPu},
+    verdict::{self, Pair},
+};
+use ipnet::IpNet;
+use policy::{Action, Capabilities, Compiled, Identity, IdentityId, Namespace, PolicyRule};
+
+use super::{
+    clock,
+    names::{IdentityDoc, NameTable, TargetDoc},
+};
+use crate::{
+    config::{Config, Strangers, Unmanaged},
+    handshake::{Own, Session, Sessions},
+    identity::{Anchors, OwnIdentity, Prekeys, PreparedCredential, Tags, Verifier},
+    map_write::{ConfigWriter, MapWriteError, Maps, Networks, Pairs, Prefix, Pus},
+};
+
+/// Sessions with other enforcers, at most; the size of the map.
+const SESSIONS_MAX: usize = 65_536;
+
+/// A PU of this host.
+pub(super) struct LocalPu {
+    pub index: u32,
+    pub id: String,
+    pub name: String,
+    pub namespace: String,
+    pub tags: Tags,
+    pub target: TargetDoc,
+    pub handle: u16,
+    pub identity: u32,
+    pub credential: Option<PreparedCredential>,
+    pub error: Option<String>,
+    /// The command has ended; remove the PU when its cgroup is empty.
+    pub released: bool,
+    /// Processes were seen in its cgroup.
+    pub populated: bool,
+    /// Unix seconds.
+    pub created: u64,
+}
+
+/// All that changes, behind one lock.
+pub(super) struct State {
+    pub own: OwnIdentity,
+    pub verifier: Verifier,
+    pub prekeys: Prekeys,
+    pub sessions: Sessions,
+    pub pus: BTreeMap<u32, LocalPu>,
+    pub identities: Identities,
+    pub compiled: Compiled,
+    pub rules: Vec<Arc<PolicyRule>>,
+    pub policy_files: Vec<PathBuf>,
+    pub policy_error: Option<String>,
+    pub pairs: Pairs,
+    pub networks: Networks,
+    pub pu_slots: Pus,
+    pub config: ConfigWriter,
+    pub maps: Arc<Maps>,
+    pub names: Arc<NameTable>,
+    pub identity_networks: Vec<IpNet>,
+    pub next_pu: u32,
+    pub next_handle: u16,
+    pub profile_lifetime: u64,
+}
+
+/// Identities by content and by number.
+#[derive(Default)]
+pub(super) struct Identities {
+    by_content: HashMap<(String, Tags), u32>,
+    by_number: HashMap<u32, (String, Tags)>,
+    last: u32,
+}
+
+impl Identities {
+    pub fn get(&self, number: u32) -> Option<&(String, Tags)> {
+        self.by_number.get(&number)
+    }
+
+    pub fn numbers(&self) -> Vec<u32> {
+        self.by_number.keys().copied().collect()
+    }
+
+    pub fn insert(&mut self, number: u32, namespace: String, tags: Tags) {
+        self.last = self.last.max(number);
+        self.by_content.insert((namespace.clone(), tags.clone()), number);
+        self.by_number.insert(number, (namespace, tags));
+    }
+
+    pub fn remove(&mut self, number: u32) {
+        if let Some(content) = self.by_number.remove(&number) {
+            self.by_content.remove(&content);
+        }
+    }
+}
+
+/// Key, certificate and trust anchors, checked against each other.
+pub(super) fn own_identity(config: &Config) -> anyhow::Result<(OwnIdentity, Verifier)> {
+    let identity = &config.identity;
+    let own = OwnIdentity::load(&identity.certificate, &identity.key)?;
+    let anchors = Anchors::load(&identity.ca)?;
+    let mut verifier = Verifier::new(anchors, own.id().trust_domain(), identity.clock_skew.as_secs());
+    own.check(&mut verifier, clock::now()).with_context(|| {
+        format!("peers would refuse {}; issue a new one with `enforcer ca issue`", identity.certificate.display())
+    })?;
+    Ok((own, verifier))
+}
+
+impl State {
+    pub fn new(
+        config: &Config,
+        (own, verifier): (OwnIdentity, Verifier),
+        maps: Arc<Maps>,
+        names: Arc<NameTable>,
+    ) -> anyhow::Result<Self> {
+        let directory = maps.directory().to_owned();
+        let rotation = u32::try_from(config.identity.prekey_rotation.as_secs()).unwrap_or(u32::MAX / 4);
+        Ok(Self {
+            own,
+            verifier,
+            // A peer that met this enforcer just before a rotation keeps its session for one more interval.
+            prekeys: Prekeys::new(rotation, rotation, clock::now())?,
+            sessions: Sessions::new(SESSIONS_MAX),
+            pus: BTreeMap::new(),
+            identities: Identities::default(),
+            compiled: Compiled::new(&[], Capabilities::default())?,
+            rules: Vec::new(),
+            policy_files: Vec::new(),
+            policy_error: None,
+            pairs: Pairs::open(&directory)?,
+            networks: Networks::open(&directory)?,
+            pu_slots: Pus::open(&directory)?,
+            config: ConfigWriter::open(&directory)?,
+            maps,
+            names,
+            identity_networks: config.identity.networks.clone(),
+            next_pu: 1,
+            next_handle: rand::random(),
+            profile_lifetime: config.identity.profile_lifetime.as_secs(),
+        })
+    }
+
+    /// Writes what the configuration says, and the session of this enforcer with itself.
+    pub fn configure(&mut self, config: &Config) -> anyhow::Result<()> {
+        let self_session = self.self_session()?;
+        let mut flags = 0;
+        if config.datapath.unmanaged == Unmanaged::Deny {
+            flags |= abi::CONFIG_UNMANAGED_DENY;
+        }
+        if config.datapath.strangers == Strangers::Reject {
+            flags |= abi::CONFIG_STRANGERS_REJECT;
+        }
+        let timeout = config.datapath.agent_timeout.as_nanos() as u64;
+        self.config.update(|entry| {
+            entry.agent_timeout_ns = timeout;
+            entry.flags = flags | (entry.flags & abi::CONFIG_HAS_PU);
+            entry.self_session = self_session;
+            if entry.mark == 0 {
+                entry.mark = rand::random::<u32>() | 1;
+            }
+        })?;
+        Ok(())
+    }
+
+    /// The session for PUs on this very host: random keys that never leave it.
+    fn self_session(&mut self) -> anyhow::Result<u32> {
+        let present = self.config.current().self_session;
+        if present != 0 && self.maps.sessions.get(&present)?.is_some() {
+            return Ok(present);
+        }
+        let index = rand::random::<u32>().max(1);
+        let key = common::wire::MacKey { k0: rand::random(), k1: rand::random() };
+        let session =
+            common::identity::Session { key_out: key, key_in: key, until_ns: u64::MAX, peer_index: index, peer: 0 };
+        self.maps.sessions.insert(&index, &session)?;
+        Ok(index)
+    }
+
+    /// The number of an identity; a new one is entered everywhere it must be known.
+    pub fn intern(&mut self, namespace: &str, tags: &Tags, name: &str) -> anyhow::Result<u32> {
+        let content = (namespace.to_owned(), tags.clone());
+        if let Some(number) = self.identities.by_content.get(&content) {
+            return Ok(*number);
+        }
+        let number = self.free_identity();
+        let doc = IdentityDoc { name: name.into(), namespace: namespace.into(), tags: flat(tags) };
+        self.maps.identity_docs.insert(number, &serde_json::to_vec(&doc)?)?;
+        self.know_identity(number, namespace, tags, name)?;
+        Ok(number)
+    }
+
+    /// Enters an identity under a given number.
+    pub fn know_identity(&mut self, number: u32, namespace: &str, tags: &Tags, name: &str) -> anyhow::Result<()> {
+        let identity = Identity::Pu { namespace: namespace.parse::<Namespace>()?, tags: tags.clone() };
+        self.compiled.add_identity(IdentityId(number), &identity)?;
+        self.names.set_identity(number, name.into());
+        self.identities.insert(number, namespace.into(), tags.clone());
+        Ok(())
+    }
+
+    fn free_identity(&self) -> u32 {
+        let mut number = self.identities.last;
+        loop {
+            number = number.wrapping_add(1) & 0x7fff_ffff;
+            if number != 0 && self.identities.get(number).is_none() {
+                return number;
+            }
+        }
+    }
+
+    /// Judges a pair and writes its verdicts, unless they are there.
+    pub fn ensure_pair(&mut self, subject: u32, object: u32) -> Result<(), MapWriteError> {
+        let pair = Pair { subject, object };
+        if self.pairs.contains(&pair) { Ok(()) } else { self.judge_pair(pair) }
+    }
+
+    /// Judges a pair and writes its verdicts.
+    pub fn judge_pair(&mut self, pair: Pair) -> Result<(), MapWriteError> {
+        let verdict = self.compiled.pair(IdentityId(pair.subject), IdentityId(pair.object));
+        let intervals: Vec<verdict::Interval> = verdict.intervals.iter().map(interval).collect();
+        self.pairs.write(pair, &intervals).map(drop)
+    }
+
+    /// The verdict as the policy gives it: allowed, rule, observe rule.
+    pub fn verdict(&self, subject: u32, object: u32, proto: u8, port: u16) -> Verdict {
+        let decision = self.compiled.pair(IdentityId(subject), IdentityId(object)).decide(proto, port);
+        Verdict {
+            allow: decision.action == Action::Allow,
+            log: decision.log,
+            rule: decision.rule.map_or(0, |rule| rule.0),
+            observed_rule: decision.observed.map_or(0, |(_, rule)| rule.0),
+        }
+    }
+
+    /// External and identity networks as one table for the kernel.
+    pub fn write_networks(&mut self) -> Result<(), MapWriteError> {
+        let externals: HashMap<IpNet, IdentityId> = self.compiled.external_prefixes().into_iter().collect();
+        let prefixes: BTreeSet<IpNet> =
+            externals.keys().copied().chain(self.identity_networks.iter().map(IpNet::trunc)).collect();
+        let mut wanted = HashMap::new();
+        for net in prefixes {
+            let external = narrowest(&externals, net);
+            let identity = self.identity_networks.iter().any(|network| network.contains(&net));
+            let flags = if identity { NETWORK_IDENTITY } else { 0 };
+            if let Some(prefix) = Prefix::new(net.network(), net.prefix_len()) {
+                wanted.insert(prefix, Network { external, flags });
+            }
+        }
+        self.networks.replace(&wanted).map(drop)
+    }
+
+    /// All verdicts between local identities and external networks: those are never asked for, so they must be there.
+    pub fn judge_externals(&mut self) -> Result<(), MapWriteError> {
+        let externals: BTreeSet<u32> = self.compiled.external_prefixes().iter().map(|(_, id)| id.0).collect();
+        let locals: BTreeSet<u32> = self.pus.values().map(|pu| pu.identity).collect();
+        for external in &externals {
+            for local in &locals {
+                self.judge_pair(Pair { subject: *local, object: *external })?;
+                self.judge_pair(Pair { subject: *external, object: *local })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a verified PU of a peer known to the kernel.
+    pub fn know_peer(&mut self, session: u32, handle: u16, identity: u32, until: u64) -> Result<(), MapWriteError> {
+        let entry = PeerPu { until_ns: clock::monotonic(until), identity, pad: 0 };
+        self.maps.peer_pus.insert(&SessionPu { session, handle, pad: 0 }, &entry)
+    }
+
+    /// Writes a session, keeping an index the kernel learned from a CONFIRM.
+    pub fn write_session(&mut self, session: &Session) -> anyhow::Result<()> {
+        let learned = self.maps.sessions.get(&session.index)?.map_or(0, |entry| entry.peer_index);
+        let mut entry = session.map_value(clock::monotonic(session.until), 0);
+        if entry.peer_index == 0 {
+            entry.peer_index = learned;
+        }
+        self.maps.session_docs.insert(session.index, &serde_json::to_vec(&session.doc())?)?;
+        self.maps.sessions.insert(&session.index, &entry)?;
+        Ok(())
+    }
+
+    /// This enforcer's share in a handshake, beside its verifier.
+    pub fn handshake(&mut self) -> (&mut Verifier, Own<'_>) {
+        let own = Own { id: self.own.id(), prekeys: &mut self.prekeys, sessions: &mut self.sessions };
+        (&mut self.verifier, own)
+    }
+}
+
+/// A verdict, with numbers as the kernel has them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Verdict {
+    pub allow: bool,
+    pub log: bool,
+    pub rule: u32,
+    pub observed_rule: u32,
+}
+
+/// The external identity of the narrowest named prefix that holds all of `net`, 0 if there is none.
+fn narrowest(externals: &HashMap<IpNet, IdentityId>, net: IpNet) -> u32 {
+    std::iter::successors(Some(net), IpNet::supernet).find_map(|net| externals.get(&net)).map_or(0, |id| id.0)
+}
+
+fn interval(from: &policy::Interval) -> verdict::Interval {
+    let allow = if from.action == Action::Allow { verdict::VERDICT_ALLOW } else { 0 };
+    let log = if from.log { verdict::VERDICT_LOG } else { 0 };
+    verdict::Interval {
+        low: from.lo,
+        high: from.hi,
+        rule: from.rule.0,
+        observed_rule: from.observed_rule.0,
+        flags: allow | log,
+    }
+}
+
+/// Each tag as `key=value`.
+pub(super) fn flat(tags: &Tags) -> Vec<String> {
+    tags.iter().flat_map(|(key, values)| values.iter().map(move |value| format!("{key}={value}"))).collect()
+}
+
+/// The reverse of [`flat`]; what has no `=` is left out.
+pub(super) fn unflat(tags: &[String]) -> Tags {
+    let mut set = Tags::new();
+    for (key, value) in tags.iter().filter_map(|tag| tag.split_once('=')) {
+        set.entry(key.into()).or_default().insert(value.into());
+    }
+    set
+}

@@ -1,0 +1,214 @@
+//! What is done from time to time: the heartbeat, telemetry, renewal, expiry, and looking whether the policy changed.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant, SystemTime},
+};
+
+use common::flow::{CUT, ESTABLISHED, FLAG_FIN_IN, FLAG_FIN_OUT, FLAG_RST, Flow, FlowKey, SYN_RECEIVED, SYN_SENT};
+
+use super::{Shared, clock, policy, pus};
+use crate::{link_net::Change, ring::Telemetry, sys};
+
+/// The thread; it ends when this is dropped.
+pub(super) struct Upkeep {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Upkeep {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+const TICK: Duration = Duration::from_millis(100);
+
+pub(super) fn start(shared: Arc<Shared>, mut telemetry: Telemetry) -> std::io::Result<Upkeep> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let thread = std::thread::Builder::new().name("upkeep".into()).spawn(move || {
+        let mut stamp = policy_stamp(&shared);
+        let mut tasks = [
+            Task::new(Duration::from_secs(1), |shared: &Shared| {
+                if let Err(error) = shared.state().config.beat() {
+                    tracing::error!(%error, "no heartbeat");
+                }
+            }),
+            Task::new(Duration::from_millis(500), pus::reap),
+            Task::new(Duration::from_secs(5), renew),
+            Task::new(Duration::from_secs(5), sweep_flows),
+            Task::new(Duration::from_secs(60), sweep_identities),
+        ];
+        while !stopped.load(Ordering::Acquire) {
+            telemetry.drain(|events| events.iter().for_each(|event| shared.log.push(event)));
+            let seen = policy_stamp(&shared);
+            if seen != stamp {
+                stamp = seen;
+                policy::reload(&shared);
+            }
+            tasks.iter_mut().for_each(|task| task.run_if_due(&shared));
+            std::thread::sleep(TICK);
+        }
+    })?;
+    Ok(Upkeep { stop, thread: Some(thread) })
+}
+
+struct Task {
+    every: Duration,
+    next: Instant,
+    work: fn(&Shared),
+}
+
+impl Task {
+    fn new(every: Duration, work: fn(&Shared)) -> Self {
+        Self { every, next: Instant::now() + every, work }
+    }
+
+    fn run_if_due(&mut self, shared: &Shared) {
+        let now = Instant::now();
+        if now >= self.next {
+            self.next = now + self.every;
+            (self.work)(shared);
+        }
+    }
+}
+
+/// Names, times and sizes of the policy files: whatever changes one of them is a reason to read all again.
+fn policy_stamp(shared: &Shared) -> Option<Vec<(std::path::PathBuf, SystemTime, u64)>> {
+    let files = policy::files(&shared.config.policy.paths).ok()?;
+    files
+        .into_iter()
+        .map(|file| {
+            let meta = std::fs::metadata(&file).ok()?;
+            Some((file, meta.modified().ok()?, meta.len()))
+        })
+        .collect()
+}
+
+fn renew(shared: &Shared) {
+    let mut guard = shared.state();
+    let state = &mut *guard;
+    let now = clock::now();
+    match state.prekeys.rotate_if_due(now) {
+        Ok(rotated) => state.renew(rotated),
+        Err(error) => tracing::error!(%error, "prekeys could not be rotated"),
+    }
+    let ended = state.sessions.expire(now);
+    for session in &ended {
+        let removed = state.maps.sessions.remove(&session.index).and(state.maps.session_docs.remove(session.index));
+        if let Err(error) = removed {
+            tracing::error!(%error, "an expired session stays");
+        }
+    }
+    let mono = sys::monotonic_ns();
+    let of_ended = |index: u32| ended.iter().any(|session| session.index == index);
+    let swept = state
+        .maps
+        .peer_pus
+        .retain(|key, peer| peer.until_ns > mono && !of_ended(key.session))
+        .and(state.maps.known_to_peer.retain(|key, until| *until > mono && !of_ended(key.session)));
+    if let Err(error) = swept {
+        tracing::error!(%error, "expired entries stay");
+    }
+}
+
+/// How long an entry without traffic is kept, by what it is.
+fn patience(key: &FlowKey, flow: &Flow) -> Option<Duration> {
+    let closing = flow.flags & FLAG_RST != 0 || flow.flags & (FLAG_FIN_IN | FLAG_FIN_OUT) == FLAG_FIN_IN | FLAG_FIN_OUT;
+    match flow.state {
+        // TCP gives up a SYN after 127 s and a SYN-ACK after 63 s (tcp_syn_retries 6, tcp_synack_retries 5).
+        SYN_SENT => Some(Duration::from_secs(135)),
+        SYN_RECEIVED => Some(Duration::from_secs(70)),
+        CUT => Some(Duration::from_secs(60)),
+        _ if closing => Some(Duration::from_secs(60)),
+        ESTABLISHED if key.proto != libc::IPPROTO_TCP as u8 => Some(Duration::from_secs(180)),
+        // The end of a socket's flow is told by sockops; behind a PU's own interface it can be missed.
+        _ if flow.pu_ifindex != 0 => Some(Duration::from_secs(5 * 24 * 3600)),
+        _ => None,
+    }
+}
+
+fn sweep_flows(shared: &Shared) {
+    let now = sys::monotonic_ns();
+    let swept = shared.maps.flows.retain(|key, flow| {
+        let idle = Duration::from_nanos(now.saturating_sub(flow.seen_ns.max(flow.created_ns)));
+        patience(key, flow).is_none_or(|patience| idle < patience)
+    });
+    if let Err(error) = swept {
+        tracing::error!(%error, "ended flows stay");
+    }
+}
+
+/// Forgets identities that nothing refers to, and what was judged about them.
+fn sweep_identities(shared: &Shared) {
+    if let Err(error) = try_sweep_identities(shared) {
+        tracing::error!(%error, "unused identities stay");
+    }
+}
+
+fn try_sweep_identities(shared: &Shared) -> anyhow::Result<()> {
+    let mut guard = shared.state();
+    let state = &mut *guard;
+    let mut used: std::collections::HashSet<u32> = state.pus.values().map(|pu| pu.identity).collect();
+    state.maps.peer_pus.for_each(|_, peer| drop(used.insert(peer.identity)))?;
+    state.maps.flows.for_each(|_, flow| {
+        used.insert(flow.local_identity);
+        used.insert(flow.peer_identity);
+    })?;
+    let unused: Vec<u32> = state.identities.numbers().into_iter().filter(|number| !used.contains(number)).collect();
+    if unused.is_empty() {
+        return Ok(());
+    }
+    let gone: std::collections::HashSet<u32> = unused.iter().copied().collect();
+    let pairs: Vec<_> = state
+        .pairs
+        .iter()
+        .filter(|pair| gone.contains(&pair.subject) || gone.contains(&pair.object))
+        .copied()
+        .collect();
+    for pair in pairs {
+        state.pairs.remove(pair)?;
+    }
+    for number in unused {
+        state.compiled.remove_identity(::policy::IdentityId(number));
+        state.identities.remove(number);
+        state.maps.identity_docs.remove(number)?;
+    }
+    Ok(())
+}
+
+/// An interface came, changed or went.
+pub(super) fn interface_changed(shared: &Shared, change: Change) {
+    match change {
+        Change::Present(interface) => {
+            if interface.index == shared.tap.index() {
+                return;
+            }
+            let known = shared.kernel().interfaces().any(|attached| attached.interface.index == interface.index);
+            if known {
+                return;
+            }
+            match shared.kernel().attach_interface(&interface.name) {
+                Ok(Some(_)) => tracing::info!(interface = %interface.name, "attached"),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(interface = %interface.name, %error, "cannot attach"),
+            }
+        }
+        Change::Gone(index, name) => {
+            pus::interface_gone(shared, index);
+            match shared.kernel().detach_interface(index) {
+                Ok(true) => tracing::info!(interface = %name, "gone"),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(interface = %name, %error, "cannot clean up"),
+            }
+        }
+    }
+}

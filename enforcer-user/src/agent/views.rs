@@ -1,0 +1,187 @@
+//! What the agent shows of itself.
+
+use std::{collections::BTreeMap, sync::atomic::Ordering};
+
+use common::Addr;
+
+use super::{Shared, admin::newest_first, clock, names::TargetDoc};
+use crate::{
+    admin::view::{
+        FlowsView, InterfaceView, MapView, PeerPuView, PeerView, PolicyStatus, PolicyView, PuView, RuleView, SessionView,
+        StatusView,
+    },
+    flow_log::{Clock, flow_view, ip_addr},
+    identity::Tags,
+    load::XdpState,
+    map_write::MapWriteError,
+    metrics::loss_names,
+};
+
+/// Records shown with the flows.
+const RECORDS_SHOWN: usize = 256;
+
+pub(super) fn status(shared: &Shared) -> Result<StatusView, MapWriteError> {
+    let losses = shared.maps.stats.losses()?;
+    let maps = fill(shared)?;
+    let interfaces = shared
+        .kernel()
+        .interfaces()
+        .map(|attached| {
+            let (xdp, reason) = match &attached.xdp {
+                XdpState::Native => ("native", String::new()),
+                XdpState::Generic => ("generic", String::new()),
+                XdpState::Off(why) => ("off", why.clone()),
+            };
+            let tc = if attached.pu { "ingress+egress, PU's own" } else { "ingress+egress" };
+            InterfaceView {
+                name: attached.interface.name.clone(),
+                tc: tc.into(),
+                xdp: xdp.into(),
+                xdp_reason: reason,
+            }
+        })
+        .collect();
+    let state = shared.state();
+    Ok(StatusView {
+        ready: shared.ready.load(Ordering::Acquire),
+        name: state.own.id().name().into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        uptime_s: shared.started.elapsed().as_secs(),
+        interfaces,
+        pus: state.pus.len() as u64,
+        sessions: state.sessions.len() as u64,
+        flows: maps.iter().find(|map| map.name == "FLOWS").map_or(0, |map| map.entries),
+        policy: PolicyStatus {
+            generation: state.config.current().generation,
+            rules: state.rules.len() as u64,
+            files: state.policy_files.len() as u64,
+            error: state.policy_error.clone(),
+        },
+        maps,
+        losses: loss_names()
+            .into_iter()
+            .map(|(name, index)| (name.to_owned(), losses.get(index as usize).copied().unwrap_or(0)))
+            .collect(),
+    })
+}
+
+/// Fill of every map that can be full.
+pub(super) fn fill(shared: &Shared) -> Result<Vec<MapView>, MapWriteError> {
+    let mut maps: Vec<MapView> = shared
+        .maps
+        .fill()?
+        .into_iter()
+        .map(|(name, entries, max)| MapView { name: name.into(), entries, max: max.into() })
+        .collect();
+    let state = shared.state();
+    let usage = state.pairs.usage();
+    maps.push(MapView { name: "PAIRS".into(), entries: usage.pairs, max: usage.pairs_capacity.into() });
+    maps.push(MapView {
+        name: "INTERVALS".into(),
+        entries: usage.intervals.into(),
+        max: usage.intervals_capacity.into(),
+    });
+    maps.push(MapView { name: "PUS".into(), entries: state.pus.len() as u64, max: state.pu_slots.capacity().into() });
+    Ok(maps)
+}
+
+pub(super) fn pus(shared: &Shared) -> Vec<PuView> {
+    let now = clock::now() as i64;
+    let state = shared.state();
+    state
+        .pus
+        .values()
+        .map(|pu| PuView {
+            id: pu.id.clone(),
+            name: pu.name.clone(),
+            namespace: pu.namespace.clone(),
+            tags: listed(&pu.tags),
+            target: match &pu.target {
+                TargetDoc::Cgroup { path, .. } => format!("cgroup {}", path.display()),
+                TargetDoc::Command { path, .. } => format!("command {}", path.display()),
+                TargetDoc::Interface { name, .. } => format!("interface {name}"),
+            },
+            index: pu.index,
+            handle: pu.handle,
+            identity: pu.identity,
+            credential_bytes: pu.credential.as_ref().map_or(0, |signed| signed.bytes().len() as u64),
+            credential_expires_s: pu.credential.as_ref().map(|signed| signed.expires() as i64 - now),
+            error: pu.error.clone(),
+        })
+        .collect()
+}
+
+pub(super) fn peers(shared: &Shared) -> Result<Vec<PeerView>, MapWriteError> {
+    let mut addresses: BTreeMap<u32, Vec<Addr>> = BTreeMap::new();
+    shared.maps.peer_addrs.for_each(|at, session| {
+        if at.port == 0 {
+            addresses.entry(*session).or_default().push(at.addr);
+        }
+    })?;
+    let mut pus: BTreeMap<u32, Vec<PeerPuView>> = BTreeMap::new();
+    let entries = shared.maps.peer_pus.entries()?;
+    let state = shared.state();
+    for (key, peer) in entries {
+        let Some((namespace, tags)) = state.identities.get(peer.identity) else { continue };
+        let name = crate::flow_log::Names::peer(&*state.names, key.session, peer.identity);
+        pus.entry(key.session).or_default().push(PeerPuView {
+            name: name.rsplit('/').next().unwrap_or_default().into(),
+            namespace: namespace.clone(),
+            tags: listed(tags),
+            handle: key.handle,
+            expires_s: clock::seconds_until(peer.until_ns),
+        });
+    }
+    let mut peers: BTreeMap<String, PeerView> = BTreeMap::new();
+    for session in state.sessions.iter() {
+        let entry = shared.maps.sessions.get(&session.index)?;
+        let id = session.key.peer.as_str().to_owned();
+        let view = peers.entry(id.clone()).or_insert_with(|| PeerView { enforcer: id, ..PeerView::default() });
+        let known = addresses.remove(&session.index).unwrap_or_default();
+        view.addresses.extend(known.iter().map(|addr| ip_addr(addr).to_string()));
+        view.sessions.push(SessionView {
+            index: session.index,
+            peer_index: entry.map_or(0, |entry| entry.peer_index),
+            expires_s: session.until as i64 - clock::now() as i64,
+        });
+        view.pus.extend(pus.remove(&session.index).unwrap_or_default());
+    }
+    Ok(peers.into_values().collect())
+}
+
+pub(super) fn flows(shared: &Shared, limit: usize) -> Result<FlowsView, MapWriteError> {
+    let mut all = shared.maps.flows.entries()?;
+    let total = all.len() as u64;
+    newest_first(&mut all);
+    let clock = Clock::now();
+    let names = &*shared.names;
+    Ok(FlowsView {
+        flows: all.iter().take(limit).map(|(key, flow)| flow_view(key, flow, names, &clock)).collect(),
+        total,
+        records: shared.log.recent(RECORDS_SHOWN),
+    })
+}
+
+pub(super) fn policy(shared: &Shared) -> PolicyView {
+    let state = shared.state();
+    PolicyView {
+        generation: state.config.current().generation,
+        files: state.policy_files.iter().map(|file| file.display().to_string()).collect(),
+        error: state.policy_error.clone(),
+        rules: state
+            .rules
+            .iter()
+            .map(|rule| RuleView {
+                name: rule.full_name(),
+                namespace: rule.namespace().to_string(),
+                text: rule.rule().to_string(),
+                source: rule.location().to_string(),
+                observe: rule.rule().observe,
+            })
+            .collect(),
+    }
+}
+
+fn listed(tags: &Tags) -> BTreeMap<String, Vec<String>> {
+    tags.iter().map(|(key, values)| (key.clone(), values.iter().cloned().collect())).collect()
+}
