@@ -192,3 +192,7 @@ fn fold(mut sum: u32) -> u16 {
     }
     !(sum as u16)
 }
+
+#[cfg(test)]
+#[path = "build_tests.rs"]
+mod tests;

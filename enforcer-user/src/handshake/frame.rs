@@ -221,3 +221,7 @@ impl<'a> Frame<'a> {
         u32::from(self.u16(at)) << 16 | u32::from(self.u16(at + 2))
     }
 }
+
+#[cfg(test)]
+#[path = "frame_tests.rs"]
+mod tests;

@@ -132,3 +132,6 @@ impl Own<'_> {
         self.sessions.get(index).cloned().ok_or(HandshakeError::SessionEnded)
     }
 }
+
+#[cfg(test)]
+mod tests;

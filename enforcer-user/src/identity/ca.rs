@@ -322,3 +322,7 @@ fn write_new(path: &Path, text: &str) -> Result<(), CaError> {
         io("write")(source)
     })
 }
+
+#[cfg(test)]
+#[path = "ca_tests.rs"]
+mod tests;

@@ -1,6 +1,6 @@
 //! From a peer's certificate to a trusted authority.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, Error, ExtendedKeyUsageValidator, KeyPurposeId, KeyPurposeIdIter};
@@ -124,11 +124,16 @@ impl<'a> UntrustedLeaf<'a> {
     ) -> Result<TrustedLeaf, CredentialError> {
         let window = self.facts.window;
         // Times are ours to judge, with skew and after everything else; the library gets one it cannot object to.
-        let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(window.not_before));
+        let unix = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let time = unix(window.not_before);
         let acceptable = |path: &webpki::VerifiedPath<'_>| {
-            let expired = Error::CertExpired { time, not_after: time };
             let anchor = anchors.window_of(path.anchor()).ok_or(Error::UnknownIssuer)?;
-            anchor.check(now, skew).map_err(|_| expired)
+            anchor.check(now, skew).map_err(|error| match error {
+                CredentialError::CertificateNotYetValid { .. } => {
+                    Error::CertNotValidYet { time, not_before: unix(anchor.not_before) }
+                }
+                _ => Error::CertExpired { time, not_after: unix(anchor.not_after) },
+            })
         };
         let path = self
             .end_entity
@@ -141,7 +146,7 @@ impl<'a> UntrustedLeaf<'a> {
                 None,
                 Some(&acceptable),
             )
-            .map_err(|error| chain_error(&error, &window, now))?;
+            .map_err(|error| chain_error(&error, now))?;
         let anchor = anchors.window_of(path.anchor()).ok_or(CredentialError::Untrusted("unknown issuer".into()))?;
         if !self.facts.digital_signature {
             return Err(CredentialError::CertificateUsage("key usage digitalSignature is missing".into()));
@@ -158,9 +163,15 @@ impl<'a> UntrustedLeaf<'a> {
     }
 }
 
-fn chain_error(error: &Error, window: &Window, now: u64) -> CredentialError {
+fn chain_error(error: &Error, now: u64) -> CredentialError {
     match error {
-        Error::CertExpired { .. } => CredentialError::CertificateExpired { not_after: window.not_after, now },
+        // Only an authority's times get here.
+        Error::CertExpired { not_after, .. } => {
+            CredentialError::CertificateExpired { not_after: not_after.as_secs(), now }
+        }
+        Error::CertNotValidYet { not_before, .. } => {
+            CredentialError::CertificateNotYetValid { not_before: not_before.as_secs(), now }
+        }
         Error::RequiredEkuNotFoundContext(_)
         | Error::EmptyEkuExtension
         | Error::CaUsedAsEndEntity

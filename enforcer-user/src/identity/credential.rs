@@ -9,7 +9,7 @@
 //! SHA-256, fixed form, over a context string and everything before the signature.
 
 use common::{identity::Credential, wire::CREDENTIAL_MAX};
-use ring::{digest, rand::SystemRandom};
+use ring::{digest, rand::SystemRandom, signature::EcdsaKeyPair};
 
 use super::{
     keys::OwnIdentity,
@@ -82,14 +82,7 @@ pub fn prepare(own: &OwnIdentity, profile: &TrustProfile) -> Result<PreparedCred
     if len + reserve > CREDENTIAL_MAX {
         return Err(too_large(profile, len + reserve - CREDENTIAL_MAX));
     }
-    let mut bytes = Vec::with_capacity(len);
-    bytes.push(VERSION);
-    bytes.extend(certificate_len.to_be_bytes());
-    bytes.extend(json_len.to_be_bytes());
-    bytes.extend_from_slice(certificate);
-    bytes.extend(json.as_bytes());
-    let signature = own.key.sign(&SystemRandom::new(), &signed_part(&bytes)).map_err(|_| PrepareError::Sign)?;
-    bytes.extend_from_slice(signature.as_ref());
+    let bytes = assemble(certificate_len, certificate, json_len, json.as_bytes(), &own.key)?;
     Ok(PreparedCredential {
         hash: hash(&bytes),
         bytes,
@@ -145,6 +138,27 @@ pub fn checksum(bytes: &[u8]) -> u32 {
         .sum();
     let folded = (sum & 0xffff_ffff) + (sum >> 32);
     ((folded & 0xffff_ffff) + (folded >> 32)) as u32
+}
+
+/// The signed whole of parts whose lengths were judged.
+fn assemble(
+    certificate_len: u16,
+    certificate: &[u8],
+    profile_len: u16,
+    profile: &[u8],
+    key: &EcdsaKeyPair,
+) -> Result<Vec<u8>, PrepareError> {
+    let lengths = [certificate_len.to_be_bytes(), profile_len.to_be_bytes()].concat();
+    let mut bytes = [&[VERSION], &lengths[..], certificate, profile].concat();
+    let signature = key.sign(&SystemRandom::new(), &signed_part(&bytes)).map_err(|_| PrepareError::Sign)?;
+    bytes.extend_from_slice(signature.as_ref());
+    Ok(bytes)
+}
+
+/// A credential of any parts, for tests of the verifier.
+#[cfg(test)]
+pub(super) fn assemble_any(certificate: &[u8], profile: &[u8], key: &EcdsaKeyPair) -> Vec<u8> {
+    assemble(certificate.len() as u16, certificate, profile.len() as u16, profile, key).unwrap()
 }
 
 /// The parts of a credential.
@@ -212,3 +226,7 @@ fn describe(largest: &[(String, usize)]) -> String {
     let tags: Vec<_> = largest.iter().map(|(tag, bytes)| format!("`{}` {bytes} bytes", shorten(tag))).collect();
     tags.join(", ")
 }
+
+#[cfg(test)]
+#[path = "credential_tests.rs"]
+mod tests;

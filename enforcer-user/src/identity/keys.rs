@@ -223,8 +223,12 @@ fn pem_problem(error: &rustls_pki_types::pem::Error) -> String {
     match error {
         Error::NoItemsFound => "holds nothing of the expected kind".into(),
         Error::MissingSectionEnd { end_marker } => {
-            format!("is truncated: `{}` is missing", String::from_utf8_lossy(end_marker))
+            format!("is truncated: `-----END {}-----` is missing", String::from_utf8_lossy(end_marker))
         }
         error => format!("is no valid PEM ({error})"),
     }
 }
+
+#[cfg(test)]
+#[path = "keys_tests.rs"]
+mod tests;

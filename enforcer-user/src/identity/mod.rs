@@ -25,3 +25,6 @@ pub use prekey::{Prekeys, PublicPrekey};
 pub use profile::{Tags, TrustProfile};
 pub use session_keys::DirectionKeys;
 pub use verify::{CredentialError, VerifiedCredential, Verifier};
+
+#[cfg(test)]
+pub(crate) mod test_support;

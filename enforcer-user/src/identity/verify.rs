@@ -303,3 +303,7 @@ impl VerifiedCredential {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "verify_tests.rs"]
+mod tests;
