@@ -36,6 +36,9 @@ pub const BPF_NOEXIST: u64 = 1;
 /// Only replace: a missing key is an error (`ENOENT`).
 pub const BPF_EXIST: u64 = 2;
 
+/// How much of a map is read with one call.
+const BATCH_BYTES: usize = 512 << 10;
+
 /// What the kernel answers where an operation exists for other map types only; not in libc.
 const ENOTSUPP: i32 = 524;
 
@@ -189,10 +192,15 @@ pub(crate) fn map_for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl F
     // Keys of all maps are shorter; hash maps keep a bucket number here, others a key.
     let mut position = [0_u64; 32];
     let mut started = false;
-    let mut room = 4096_usize;
+    let mut keys = Vec::<K>::new();
+    let mut values = Vec::<V>::new();
+    // Few calls, but no bulge of memory for maps of large values.
+    let mut room = (BATCH_BYTES / (size_of::<K>() + size_of::<V>()).max(1)).clamp(64, 4096);
     loop {
-        let mut keys = Vec::<K>::with_capacity(room);
-        let mut values = Vec::<V>::with_capacity(room);
+        keys.clear();
+        values.clear();
+        keys.reserve(room);
+        values.reserve(room);
         let mut next = [0_u64; 32];
         let mut attr = BatchAttr {
             in_batch: if started { position.as_ptr() as u64 } else { 0 },
@@ -204,8 +212,7 @@ pub(crate) fn map_for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl F
             elem_flags: 0,
             flags: 0,
         };
-        let result = bpf_mut(BPF_MAP_LOOKUP_BATCH, &mut attr);
-        let end = match result {
+        let end = match bpf_mut(BPF_MAP_LOOKUP_BATCH, &mut attr) {
             Ok(_) => false,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
             // A bucket that holds more than there is room for.

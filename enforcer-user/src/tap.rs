@@ -220,9 +220,10 @@ mod tests {
 
     #[test]
     fn trailer_is_the_struct() {
-        let bytes = trailer(&Injection { magic: INJECTION_MAGIC, ifindex: 3, flags: 5, reserved: 0 });
+        let bytes = trailer(&Injection { magic: INJECTION_MAGIC, ifindex: 3, flags: 5, count: 9 });
         assert_eq!(bytes[..4], INJECTION_MAGIC.to_ne_bytes());
         assert_eq!(bytes[4..8], 3_u32.to_ne_bytes());
         assert_eq!(bytes[8..12], 5_u32.to_ne_bytes());
+        assert_eq!(bytes[12..], 9_u32.to_ne_bytes());
     }
 }

@@ -1,13 +1,14 @@
 //! The kernel side's life, on a real kernel: each test in a network namespace, mount namespace and cgroup of its own.
 //!
-//! Needs root and the eBPF object (`cargo xtask build`).
+//! Needs root.
 
-use std::collections::HashMap;
+mod place;
+
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,115 +18,15 @@ use common::flow::{Flow, FlowKey};
 use common::identity::{Network, Session};
 use common::verdict::{Interval, Pair};
 use enforcer_user::load::{
-    Interfaces, Kernel, LoadError, LoadOptions, MapSizes, Placed, UnloadOptions, XdpMode, XdpState, pinned_links,
-    unload,
+    Interfaces, Kernel, LoadError, LoadOptions, MapSizes, Placed, UnloadOptions, XdpMode, XdpState, unload,
 };
 use enforcer_user::map_write::{ConfigWriter, MapWriteError, Maps, Networks, Pairs, Prefix, Pus};
 use enforcer_user::tap::{Tap, TapError};
 use enforcer_user::workload::adopt;
 use enforcer_user::{link_net, sys};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
-
-const TAP: &str = "enf-tap";
-
-/// A place of its own for one test.
-struct Place {
-    base: PathBuf,
-    bpffs: PathBuf,
-    cgroup: PathBuf,
-}
-
-impl Place {
-    fn options(&self) -> LoadOptions {
-        LoadOptions {
-            object: object().into(),
-            bpffs: self.bpffs.clone(),
-            cgroup: self.cgroup.clone(),
-            interfaces: Interfaces::All,
-            xdp: XdpMode::Auto,
-            sizes: MapSizes { flows: Some(200_000), intervals: Some(1000), ..MapSizes::default() },
-            clsact: false,
-        }
-    }
-
-    fn unload(&self) -> UnloadOptions {
-        UnloadOptions { bpffs: self.bpffs.clone(), tap: TAP.into(), pu_cgroups: Some(self.cgroup.join("pus")) }
-    }
-
-    fn maps(&self) -> PathBuf {
-        self.bpffs.join("v1/maps")
-    }
-
-    fn links(&self) -> HashMap<String, sys::LinkInfo> {
-        pinned_links(&self.bpffs.join("v1/links")).unwrap().into_iter().collect()
-    }
-
-    fn map_ids(&self) -> HashMap<String, u32> {
-        let id = |path: &Path| aya::maps::MapInfo::from_pin(path).unwrap().id();
-        let entries = fs::read_dir(self.maps()).unwrap().flatten();
-        entries.map(|entry| (entry.file_name().into_string().unwrap(), id(&entry.path()))).collect()
-    }
-}
-
-/// Runs `test` in fresh namespaces with a bpffs and a cgroup; all of it goes with the thread, except the cgroup.
-fn isolated(test: impl FnOnce(&Place) + Send + 'static) {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let name = format!("enforcer-test-{}-{number}", std::process::id());
-    let base = std::env::temp_dir().join(&name);
-    let cgroup = cgroup_root().join(&name);
-    let place = Place { bpffs: base.join("bpf/enforcer"), base: base.clone(), cgroup: cgroup.clone() };
-    fs::create_dir_all(&cgroup).unwrap();
-    let result = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("needs root");
-        let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        let bpf = place.base.join("bpf");
-        fs::create_dir_all(&bpf).unwrap();
-        mount(Some("bpf"), &bpf, Some("bpf"), MsFlags::empty(), none).unwrap();
-        ip("link set lo up");
-        ip("link add v0 type veth peer name v1");
-        ip("link set v0 up");
-        ip("link set v1 up");
-        test(&place);
-    })
-    .join();
-    remove_tree(&cgroup);
-    drop(fs::remove_dir(base.join("bpf")));
-    drop(fs::remove_dir(&base));
-    if let Err(panic) = result {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn remove_tree(cgroup: &Path) {
-    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
-        if entry.file_type().unwrap().is_dir() {
-            remove_tree(&entry.path());
-        }
-    }
-    drop(fs::remove_dir(cgroup));
-}
-
-fn object() -> Vec<u8> {
-    let built =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../enforcer-ebpf/target/bpfel-unknown-none/release/enforcer-ebpf");
-    let path = std::env::var_os("ENFORCER_EBPF_OBJECT").map_or(built, PathBuf::from);
-    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}; run `cargo xtask build`", path.display()))
-}
-
-fn cgroup_root() -> PathBuf {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("no cgroup v2");
-    PathBuf::from(line.split(' ').nth(1).unwrap())
-}
-
-fn ip(arguments: &str) -> String {
-    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
+use nix::sched::CloneFlags;
+use place::{TAP, ip, isolated};
 
 /// Names of the programs in a tcx chain, first to last.
 fn chain(interface: &str, direction: aya::programs::TcAttachType) -> Vec<String> {
@@ -239,6 +140,13 @@ fn restart_keeps_maps_and_links_and_is_never_without_a_program() {
         let maps = Maps::open(&place.maps()).unwrap();
         assert_eq!(maps.sessions.get(&7).unwrap().unwrap().peer, 9);
         drop(kernel);
+
+        let fewer = LoadOptions { interfaces: Interfaces::Named(vec!["lo".into()]), ..place.options() };
+        drop(Kernel::open(&fewer).unwrap());
+        let names: HashSet<String> = place.links().into_keys().collect();
+        let expected = ["sock_create", "sock_ops", "tc_ingress_if1", "tc_egress_if1"].map(str::to_owned);
+        assert_eq!(names, HashSet::from(expected), "interfaces no longer meant are left");
+        assert_eq!(chain("v0", Ingress), [""; 0]);
         unload(&place.unload()).unwrap();
     });
 }
@@ -356,7 +264,7 @@ fn a_missing_bpffs_is_mounted_at_the_usual_place_only() {
 fn a_pin_of_another_layout_is_refused() {
     isolated(|place| {
         fs::create_dir_all(place.maps()).unwrap();
-        let wrong = aya::maps::HashMap::<_, u32, u32>::create(16, 0).unwrap();
+        let wrong = aya::maps::HashMap::<_, u32, u32>::create(16, 1).unwrap();
         wrong.pin(place.maps().join("SESSIONS")).unwrap();
         let error = Kernel::open(&place.options()).unwrap_err();
         assert!(
