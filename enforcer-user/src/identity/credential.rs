@@ -122,7 +122,14 @@ impl PreparedCredential {
         let mut bytes = [0; CREDENTIAL_MAX + 4];
         // `prepare` keeps to the bound.
         bytes[..self.bytes.len()].copy_from_slice(&self.bytes);
-        Credential { hash_index: self.hash_index(), len: self.bytes.len() as u32, hash_mac: self.hash_mac(), csum: checksum(&self.bytes), pad: 0, bytes }
+        Credential {
+            hash_index: self.hash_index(),
+            len: self.bytes.len() as u32,
+            hash_mac: self.hash_mac(),
+            csum: checksum(&self.bytes),
+            pad: 0,
+            bytes,
+        }
     }
 }
 

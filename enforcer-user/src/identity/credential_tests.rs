@@ -21,6 +21,26 @@ fn the_map_value_holds_bytes_and_hash() {
 }
 
 #[test]
+fn the_checksum_is_the_kernels() {
+    let folded = |mut sum: u64| {
+        while sum > 0xffff {
+            sum = (sum >> 16) + (sum & 0xffff);
+        }
+        sum as u16
+    };
+    let own = enforcer(&authority("Test CA"), &options("h1"));
+    // Lengths of either parity.
+    for pu in ["a", "ab", "abc", "abcd"] {
+        let prepared = prepare(&own, &TrustProfile { pu: pu.into(), ..profile(own.id(), prekey()) }).unwrap();
+        let words = prepared.bytes().chunks(2).map(|pair| [pair[0], pair.get(1).copied().unwrap_or(0)]);
+        let expected = folded(words.map(|pair| u64::from(u16::from_be_bytes(pair))).sum());
+        let found = folded(prepared.map_value().csum.into());
+        // RFC 1071 section 2(B): summed in the machine's order, the bytes come out in network order.
+        assert_eq!(found.to_ne_bytes(), expected.to_be_bytes());
+    }
+}
+
+#[test]
 fn a_profile_too_large_is_refused_by_the_byte() {
     let own = enforcer(&authority("Test CA"), &options("h1"));
     let sized = |len: usize, handle| {
