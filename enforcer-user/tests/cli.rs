@@ -141,6 +141,28 @@ fn without_an_agent_every_question_says_so_and_exits_with_3() {
 }
 
 #[test]
+fn offline_flows_need_something_pinned() {
+    let (_dir, file) = file("[paths]\nbpffs = \"/sys/fs/bpf/enforcer-nothing-here\"\n");
+    let (code, out, err) = run(&["flows", "--offline", "--config", path(&file)]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("is not pinned in /sys/fs/bpf/enforcer-nothing-here/v1/maps; start the agent"), "{err}");
+}
+
+#[test]
+fn unloading_nothing_is_no_error() {
+    let (_dir, file) = file(
+        "[datapath]\ntap = \"enfcnothing0\"\n[paths]\nbpffs = \"/sys/fs/bpf/enforcer-nothing-here\"\ncgroup = \"/nonexistent\"\nsocket = \"/nonexistent/enforcer/s.sock\"\n",
+    );
+    for _ in 0..2 {
+        let (code, out, err) = run(&["unload", "--config", path(&file)]);
+        assert_eq!(
+            (code, out.as_str(), err.as_str()),
+            (0, "removed: 0 links, 0 programs, 0 maps, 0 TAP devices, 0 cgroups\n", "")
+        );
+    }
+}
+
+#[test]
 fn wrong_usage_exits_with_2() {
     for args in [
         &["frobnicate"][..],
@@ -383,6 +405,34 @@ fn exec_forwards_signals_sent_to_it() {
     }
     kill(pid, Signal::SIGALRM).expect("sent");
     assert_eq!(child.wait().expect("ends").code(), Some(3));
+}
+
+/// What Ctrl-C sends reaches the whole foreground group (tty(4)): a command in it has it already when `exec` gets its own,
+/// and one that has left the group would not have got it without `exec` either.
+#[test]
+fn exec_passes_on_nothing_that_comes_from_the_terminal() {
+    for (group, times) in [("", 1), ("setpgrp(0,0);", 0)] {
+        let played = play();
+        let program = played.dir.path().join("count.pl");
+        let script = "$|=1; $SIG{INT}=sub{print qq(INT\\n)}; print qq(ready\\n); $end=time+2; sleep 1 while time<$end; print qq(done\\n)";
+        fs::write(&program, format!("{group} {script}")).expect("written");
+        let exec = format!("{} exec --socket {}", env!("CARGO_BIN_EXE_enforcer"), path(&played.socket));
+        let line = format!("{exec} -- perl {}", path(&program));
+        let mut terminal = Command::new("script");
+        terminal.args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = terminal.spawn().expect("script(1) of util-linux runs");
+        let mut out = BufReader::new(child.stdout.take().expect("piped"));
+        let mut said = String::new();
+        while !said.contains("ready") {
+            assert_ne!(out.read_line(&mut said).expect("says something"), 0, "{said}");
+        }
+        let mut keyboard = child.stdin.take().expect("piped");
+        keyboard.write_all(b"\x03").expect("typed");
+        while !said.contains("done") && out.read_line(&mut said).is_ok_and(|read| read > 0) {}
+        drop(keyboard);
+        child.wait().expect("ends");
+        assert_eq!((said.matches("INT").count(), said.contains("done")), (times, true), "{said}");
+    }
 }
 
 #[test]
