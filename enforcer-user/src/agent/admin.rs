@@ -37,6 +37,11 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
         Request::Peers => views::peers(shared).map(Response::Peers).map_err(AdminError::internal),
         Request::Flows { limit } => views::flows(shared, limit).map(Response::Flows).map_err(AdminError::internal),
         Request::Policy => Ok(Response::Policy(views::policy(shared))),
+        Request::Explain { subject, object, protocol, port } => {
+            let state = shared.state();
+            let explained = policy::explain(state.compiled.rules(), &subject, &object, protocol, port);
+            Ok(Response::Explained((&explained).into()))
+        }
         Request::Forget { peer } => forget(shared, peer.as_deref()).map(Response::Forgotten),
         Request::PuAdd { target, name, namespace, tags } => {
             tracing::info!(uid = caller.uid, pid = ?caller.pid, "asked for a PU");
@@ -95,10 +100,7 @@ impl KernelStats for Stats {
             reasons: stats.reasons().map_err(failed)?,
             handshakes: stats.handshakes().map_err(failed)?,
             losses: stats.losses().map_err(failed)?,
-            maps: fill
-                .into_iter()
-                .map(|map| MapFill { name: map.name, entries: map.entries, max: map.max })
-                .collect(),
+            maps: fill.into_iter().map(|map| MapFill { name: map.name, entries: map.entries, max: map.max }).collect(),
             sessions: state.sessions.len() as u64,
             flows,
             pus: state.pus.len() as u64,

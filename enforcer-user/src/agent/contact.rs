@@ -56,7 +56,9 @@ pub(super) fn decide(shared: &Shared, metrics: &Metrics, held: &Held) {
         HELD_HELLO => (HandshakeKind::Hello, hello(shared, held, &frame)),
         HELD_HELLO_REPLY => (HandshakeKind::HelloReply, hello_reply(shared, held, &frame)),
         HELD_JUDGE => (HandshakeKind::Judge, judge(shared, held, &frame)),
-        other => return tracing::error!(kind = other, "a held frame of unknown kind; is the eBPF object of this version?"),
+        other => {
+            return tracing::error!(kind = other, "a held frame of unknown kind; is the eBPF object of this version?");
+        }
     };
     match result {
         Ok(()) => {
@@ -218,7 +220,8 @@ fn refuse(shared: &Shared, held: &Held, frame: &Frame<'_>, refusal: &Refusal) {
     record(shared, held, refusal);
     let count = abi::reason_stat(refusal.reason as u16, true);
     let session = shared.maps.sessions.get(&refusal.session).ok().flatten();
-    let proof = session.as_ref().map(|session| build::DenyProof { key: &session.key_out, peer_index: session.peer_index });
+    let proof =
+        session.as_ref().map(|session| build::DenyProof { key: &session.key_out, peer_index: session.peer_index });
     let answer = build::deny(frame, refusal.reason, proof);
     if held.kind == HELD_HELLO_REPLY || frame.is_syn_ack() {
         if let Err(error) = shared.maps.flows.remove(&held.key) {

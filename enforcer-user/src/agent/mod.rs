@@ -9,6 +9,7 @@ mod adopt;
 mod clock;
 mod contact;
 mod names;
+mod offline;
 mod policy;
 mod pus;
 mod state;
@@ -36,15 +37,12 @@ use crate::{
     tap::Tap,
 };
 
-pub use names::NameTable;
-pub(crate) use names::offline_names;
+use names::NameTable;
+pub(crate) use offline::flows as offline_flows;
 use state::State;
 
 /// The eBPF object this agent was built with.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer.o"));
-
-/// Below the cgroup root: where the cgroups of `enforcer exec` lie.
-pub const PU_CGROUPS: &str = "enforcer.pus";
 
 /// What every part of the agent shares.
 pub(crate) struct Shared {

@@ -130,7 +130,7 @@ pub(super) fn rules_file(socket: &Path) -> PathBuf {
 }
 
 /// The names as the maps and the rules file hold them; what cannot be read goes without a name.
-pub(crate) fn offline_names(maps: &Maps, socket: &Path) -> NameTable {
+pub(super) fn offline_names(maps: &Maps, socket: &Path) -> NameTable {
     let names = NameTable::default();
     for (pu, bytes) in maps.pu_docs.entries().unwrap_or_default() {
         if let Ok(doc) = serde_json::from_slice::<PuDoc>(&bytes) {

@@ -1,11 +1,7 @@
 //! Policy in force: reading, applying all or nothing, judging live flows again, cutting those no longer allowed.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::PathBuf, sync::Arc};
 
-use anyhow::{Context, bail};
 use common::{
     abi::{self, INJECT_INGRESS, INJECT_NEIGHBOUR, INJECT_TRUSTED},
     drop_reason::Reason,
@@ -17,6 +13,7 @@ use policy::{IdentityId, PolicyRule};
 
 use super::{Shared, names, state::State};
 use crate::{
+    config::PolicyText,
     handshake::build::{self, Toward},
     sys,
 };
@@ -27,43 +24,11 @@ pub(super) struct Rules {
     pub files: Vec<PathBuf>,
 }
 
-/// Reads and parses every `*.yaml` and `*.yml` below the configured paths.
+/// Reads and parses every policy file below the configured paths.
 pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Rules> {
-    let files = files(paths)?;
-    let mut texts = Vec::with_capacity(files.len());
-    for file in &files {
-        let text = std::fs::read_to_string(file).with_context(|| format!("policy file {}", file.display()))?;
-        texts.push((file.display().to_string(), text));
-    }
-    let rules = policy::parse_files(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
-    Ok(Rules { rules, files })
-}
-
-/// The policy files below the configured paths, sorted within each.
-pub(super) fn files(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for path in paths {
-        if !path.is_dir() {
-            if !path.exists() {
-                bail!("policy.paths: {} does not exist", path.display());
-            }
-            files.push(path.clone());
-            continue;
-        }
-        let mut below: Vec<PathBuf> = std::fs::read_dir(path)
-            .with_context(|| format!("policy.paths: {}", path.display()))?
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect::<Result<_, _>>()
-            .with_context(|| format!("policy.paths: {}", path.display()))?;
-        below.retain(|file| file.extension().is_some_and(|end| end == "yaml" || end == "yml") && !is_hidden(file));
-        below.sort();
-        files.extend(below);
-    }
-    Ok(files)
-}
-
-fn is_hidden(file: &Path) -> bool {
-    file.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+    let texts = PolicyText::read_all(paths)?;
+    let rules = policy::parse_files(texts.iter().map(|file| (file.file.as_str(), file.text.as_str())))?;
+    Ok(Rules { rules, files: texts.into_iter().map(|file| file.file.into()).collect() })
 }
 
 impl State {
@@ -72,8 +37,7 @@ impl State {
     /// # Errors
     /// If the rules cannot be compiled; nothing has changed then.
     pub fn install_rules(&mut self, rules: Rules) -> anyhow::Result<bool> {
-        let gone: Vec<(u32, String)> =
-            self.compiled.rules().map(|(id, rule)| (id.0, rule.full_name())).collect();
+        let gone: Vec<(u32, String)> = self.compiled.rules().map(|(id, rule)| (id.0, rule.full_name())).collect();
         let delta = self.compiled.update_rules(&rules.rules)?;
         self.rules = rules.rules;
         self.policy_files = rules.files;
@@ -105,9 +69,7 @@ impl State {
     pub fn settle(&mut self) -> anyhow::Result<()> {
         let pairs: Vec<Pair> = self.pairs.iter().copied().collect();
         for pair in pairs {
-            let known = |number: u32| {
-                IdentityId(number).is_external() || self.identities.get(number).is_some()
-            };
+            let known = |number: u32| IdentityId(number).is_external() || self.identities.get(number).is_some();
             if known(pair.subject) && known(pair.object) {
                 self.judge_pair(pair)?;
             } else {

@@ -12,7 +12,7 @@ use common::{
 };
 
 use super::{
-    PU_CGROUPS, Shared, clock,
+    Shared, clock,
     names::{PuDoc, TargetDoc},
     policy,
     state::{LocalPu, State, flat},
@@ -96,8 +96,7 @@ fn resolve(shared: &Shared, target: &PuTarget, id: &str) -> Result<(TargetDoc, O
             Ok((TargetDoc::Interface { name: name.clone(), index: interface.index }, None))
         }
         PuTarget::Command => {
-            let root = shared.config.cgroup_root().map_err(AdminError::internal)?.join(PU_CGROUPS);
-            let path = root.join(id);
+            let path = shared.config.pu_cgroups().map_err(AdminError::internal)?.join(id);
             std::fs::create_dir_all(&path)
                 .map_err(|error| AdminError::internal(format!("cannot make {}: {error}", path.display())))?;
             Ok((TargetDoc::Command { path: path.clone(), id: cgroup_id(shared, &path)? }, Some(path)))

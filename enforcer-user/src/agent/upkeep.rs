@@ -1,6 +1,7 @@
 //! What is done from time to time: the heartbeat, telemetry, renewal, expiry, and looking whether the policy changed.
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -81,16 +82,19 @@ impl Task {
     }
 }
 
-/// Names, times and sizes of the policy files: whatever changes one of them is a reason to read all again.
-fn policy_stamp(shared: &Shared) -> Option<Vec<(std::path::PathBuf, SystemTime, u64)>> {
-    let files = policy::files(&shared.config.policy.paths).ok()?;
-    files
-        .into_iter()
-        .map(|file| {
-            let meta = std::fs::metadata(&file).ok()?;
-            Some((file, meta.modified().ok()?, meta.len()))
-        })
-        .collect()
+/// Names, times and sizes of all that lies where the policy is: whatever changes there is a reason to read it again.
+fn policy_stamp(shared: &Shared) -> Vec<(PathBuf, Option<SystemTime>, u64)> {
+    let mut stamp = Vec::new();
+    for path in &shared.config.policy.paths {
+        let below = std::fs::read_dir(path).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        for file in below.chain([path.clone()]) {
+            let meta = std::fs::metadata(&file).ok();
+            let time = meta.as_ref().and_then(|meta| meta.modified().ok());
+            stamp.push((file, time, meta.map_or(0, |meta| meta.len())));
+        }
+    }
+    stamp.sort();
+    stamp
 }
 
 fn renew(shared: &Shared) {
@@ -158,7 +162,9 @@ fn try_sweep_identities(shared: &Shared) -> anyhow::Result<()> {
     let mut guard = shared.state();
     let state = &mut *guard;
     let mut used: std::collections::HashSet<u32> = state.pus.values().map(|pu| pu.identity).collect();
-    state.maps.peer_pus.for_each(|_, peer| drop(used.insert(peer.identity)))?;
+    state.maps.peer_pus.for_each(|_, peer| {
+        used.insert(peer.identity);
+    })?;
     state.maps.flows.for_each(|_, flow| {
         used.insert(flow.local_identity);
         used.insert(flow.peer_identity);

@@ -7,8 +7,8 @@ use common::Addr;
 use super::{Shared, admin::newest_first, clock, names::TargetDoc};
 use crate::{
     admin::view::{
-        FlowsView, InterfaceView, MapView, PeerPuView, PeerView, PolicyStatus, PolicyView, PuView, RuleView, SessionView,
-        StatusView,
+        FlowsView, InterfaceView, MapView, PeerPuView, PeerView, PolicyStatus, PolicyView, PuView, RuleView,
+        SessionView, StatusView,
     },
     flow_log::{Clock, flow_view, ip_addr},
     identity::Tags,
@@ -33,12 +33,7 @@ pub(super) fn status(shared: &Shared) -> Result<StatusView, MapWriteError> {
                 XdpState::Off(why) => ("off", why.clone()),
             };
             let tc = if attached.pu { "ingress+egress, PU's own" } else { "ingress+egress" };
-            InterfaceView {
-                name: attached.interface.name.clone(),
-                tc: tc.into(),
-                xdp: xdp.into(),
-                xdp_reason: reason,
-            }
+            InterfaceView { name: attached.interface.name.clone(), tc: tc.into(), xdp: xdp.into(), xdp_reason: reason }
         })
         .collect();
     let state = shared.state();

@@ -233,6 +233,12 @@ pub(super) struct FlowsArgs {
     /// Most live flows to print.
     #[arg(long, default_value_t = 1000, value_name = "N")]
     pub limit: usize,
+    /// Read the pinned maps instead of asking the agent, which need not run.
+    #[arg(long, conflicts_with = "follow")]
+    pub offline: bool,
+    /// With --offline: the agent's configuration file.
+    #[arg(long = "config", value_name = "FILE", default_value = DEFAULT_FILE, requires = "offline")]
+    pub config: PathBuf,
 }
 
 pub(super) fn tag(text: &str) -> Result<(String, String), String> {

@@ -95,13 +95,18 @@ pub(super) fn peers(socket: &Path, forget: Option<String>, out: &mut Output) -> 
 }
 
 pub(super) fn flows(socket: &Path, args: FlowsArgs, out: &mut Output) -> Result<ExitCode, Failure> {
-    let mut client = Client::connect(socket)?;
-    if args.follow {
-        return follow(&mut client, out);
-    }
-    let flows = match client.ask(&Request::Flows { limit: args.limit })? {
-        Response::Flows(flows) => flows,
-        other => return Err(unexpected(&other)),
+    let flows = if args.offline {
+        let config = crate::config::Config::load(&args.config)?;
+        crate::agent::offline_flows(&config, args.limit).map_err(|error| Failure::failed(format!("{error:#}")))?
+    } else {
+        let mut client = Client::connect(socket)?;
+        if args.follow {
+            return follow(&mut client, out);
+        }
+        match client.ask(&Request::Flows { limit: args.limit })? {
+            Response::Flows(flows) => flows,
+            other => return Err(unexpected(&other)),
+        }
     };
     if out.is_json() {
         out.json(&flows)?;

@@ -78,8 +78,7 @@ pub fn authenticate_in(
 ) -> Result<Reply, HandshakeError> {
     let (option, peer) = credential_of(verifier, frame, now)?;
     let transcript = Transcript { sender_isn: frame.seq(), peer_isn: isn, peer_handle: local.handle };
-    let mac =
-        wire::mac(&session.keys.inbound, HELLO_REPLY, option.flags, option.handle(), option.index(), &transcript);
+    let mac = wire::mac(&session.keys.inbound, HELLO_REPLY, option.flags, option.handle(), option.index(), &transcript);
     let whole = same_mac(mac, option.mac()) && option.index() == session.peer_index;
     if !whole || *peer.enforcer() != session.key.peer || frame.ack() != isn.wrapping_add(1) {
         return Err(HandshakeError::ReplyMac);
