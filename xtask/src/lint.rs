@@ -112,7 +112,17 @@ fn clippy() -> Result<()> {
 
 fn doc() -> Result<()> {
     let mut cargo = workspace::cargo();
-    step::run("rustdoc", cargo.env("RUSTDOCFLAGS", "-Dwarnings").args(["doc", "--locked", "--workspace", "--no-deps"]))
+    // Our readers are the project's own: private items have pages, and links to them are welcome.
+    step::run(
+        "rustdoc",
+        cargo.env("RUSTDOCFLAGS", "-Dwarnings -Arustdoc::private_intra_doc_links").args([
+            "doc",
+            "--locked",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+        ]),
+    )
 }
 
 fn no_unsafe() -> Result<()> {

@@ -60,7 +60,7 @@ pub fn run_logged(label: &str, command: &mut Command) -> Result<(ExitStatus, Pat
         }
         thread::sleep(Duration::from_millis(20));
     };
-    let word = if status.success() { "done" } else { "FAILED" };
+    let word = if status.success() { "done".to_owned() } else { status.to_string() };
     say(format!("{label}: {word} in {:.1} s", began.elapsed().as_secs_f64()));
     Ok((status, log))
 }

@@ -54,7 +54,7 @@ pub struct KeptSize {
     pub wanted: u32,
 }
 
-/// The loaded and attached kernel side. Dropping it leaves everything in force; [`unload`] removes it.
+/// The loaded and attached kernel side. Dropping it leaves everything in force; [`unload()`] removes it.
 #[derive(Debug)]
 pub struct Kernel {
     pins: Pins,
