@@ -14,8 +14,8 @@ pub struct Pair {
     pub object: u32,
 }
 
-/// Value of `PAIRS`: a run in `INTERVALS`.
-#[repr(C)]
+/// Value of `PAIRS`: a run in `INTERVALS`. The kernel reads it as one word.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Run {
     /// First interval.

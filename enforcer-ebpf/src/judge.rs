@@ -34,10 +34,12 @@ impl Verdict {
 /// The verdict on `subject` opening to `object` at `position` (protocol and port); `None` if the pair was never judged.
 #[inline(always)]
 pub fn judge(subject: u32, object: u32, position: u32) -> Option<Verdict> {
-    // SAFETY: the agent writes a run to fresh intervals before it changes this entry.
-    let run = unsafe { PAIRS.get(Pair { subject, object }) }?;
-    let mut low = run.start;
-    let mut high = run.start.wrapping_add(run.len);
+    let run = PAIRS.get_ptr(Pair { subject, object })?;
+    // SAFETY: the value is eight bytes on an eight-byte boundary. Read at once, because an entry that is replaced may be
+    // used for another pair at once: half of one run and half of another would be a verdict nobody made.
+    let run = unsafe { run.cast::<u64>().read_volatile() };
+    let mut low = run as u32;
+    let mut high = low.wrapping_add((run >> 32) as u32);
     for _ in 0..INTERVAL_SEARCH_STEPS {
         if low >= high {
             break;

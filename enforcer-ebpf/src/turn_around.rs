@@ -107,7 +107,8 @@ pub fn into_reset(ctx: &TcContext, ip: &Ip, tcp: &Tcp, option: Option<&OptionByt
     if let (Some(old), Some(new)) = (&tcp.option, option) {
         overwrite_option(ctx, ip, tcp, old, new)?;
     }
-    let sent = tcp.payload + (tcp.flags & (SYN | FIN) != 0) as u32;
+    // Payload of a SYN is a credential, of which the sender's stack knows nothing.
+    let sent = if tcp.flags & SYN != 0 { 1 } else { tcp.payload + (tcp.flags & FIN != 0) as u32 };
     if tcp.flags & SYN == 0 && tcp.flags & ACK != 0 {
         set_numbers(ctx, ip, tcp, tcp.ack, 0, RST)
     } else {

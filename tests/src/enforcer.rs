@@ -16,6 +16,8 @@ use crate::process::Output;
 
 /// The namespace every lab enforcer puts its PUs in.
 pub const NAMESPACE: &str = "/demo";
+/// `datapath.agent_timeout` of the enforcers in the lab.
+pub const AGENT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One verdict, as `enforcer flows --json` records it.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -201,6 +203,7 @@ impl Host {
             xdp = "auto"
             unmanaged = "allow"
             strangers = "drop"
+            agent_timeout = "{agent_timeout}s"
             [paths]
             bpffs = {bpffs:?}
             socket = {socket:?}
@@ -208,6 +211,7 @@ impl Host {
             [metrics]
             listen = "127.0.0.1:9464"
             "#,
+            agent_timeout = AGENT_TIMEOUT.as_secs(),
             certificate = keys.join(format!("host-{name}.crt")),
             key = keys.join(format!("host-{name}.key")),
             policy = self.shared().policy_directory()?,

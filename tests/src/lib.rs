@@ -27,7 +27,7 @@ mod traffic;
 mod workload;
 
 pub use cgroup::cgroup2_mount;
-pub use enforcer::{Record, enforcer_binary, use_enforcer};
+pub use enforcer::{AGENT_TIMEOUT, Record, enforcer_binary, use_enforcer};
 pub use host::{Capture, Host};
 pub use lab::{Lab, Options};
 pub use process::{Output, Place, Proc};

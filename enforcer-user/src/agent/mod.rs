@@ -82,7 +82,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     };
     let maps = shared.maps.directory().to_owned();
     let handshakes = Handshakes::start(&maps, on_held).context("the handshake ring")?;
-    let upkeep = upkeep::start(shared.clone(), Telemetry::open(&maps).context("the telemetry ring")?)?;
+    let telemetry = Telemetry::open(&maps).context("the telemetry ring")?;
+    let upkeep = upkeep::start(shared.clone(), telemetry, handshakes)?;
     let watch = {
         let shared = shared.clone();
         link_net::watch(move |change| upkeep::interface_changed(&shared, change)).context("watching interfaces")?
@@ -90,7 +91,6 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let served = runtime.block_on(serve(shared.clone(), metrics));
     drop(watch);
     drop(upkeep);
-    drop(handshakes);
     if let Err(error) = shared.state().config.leave() {
         tracing::warn!(%error, "the kernel was not told that the agent ends");
     }

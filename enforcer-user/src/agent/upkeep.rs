@@ -13,7 +13,11 @@ use std::{
 use common::flow::{CUT, ESTABLISHED, FLAG_FIN_IN, FLAG_FIN_OUT, FLAG_RST, Flow, FlowKey, SYN_RECEIVED, SYN_SENT};
 
 use super::{Shared, clock, policy, pus};
-use crate::{link_net::Change, ring::Telemetry, sys};
+use crate::{
+    link_net::Change,
+    ring::{Handshakes, Telemetry},
+    sys,
+};
 
 /// The thread; it ends when this is dropped.
 pub(super) struct Upkeep {
@@ -32,17 +36,12 @@ impl Drop for Upkeep {
 
 const TICK: Duration = Duration::from_millis(100);
 
-pub(super) fn start(shared: Arc<Shared>, mut telemetry: Telemetry) -> std::io::Result<Upkeep> {
+pub(super) fn start(shared: Arc<Shared>, mut telemetry: Telemetry, handshakes: Handshakes) -> std::io::Result<Upkeep> {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
     let thread = std::thread::Builder::new().name("upkeep".into()).spawn(move || {
         let mut stamp = policy_stamp(&shared);
         let mut tasks = [
-            Task::new(Duration::from_secs(1), |shared: &Shared| {
-                if let Err(error) = shared.state().config.beat() {
-                    tracing::error!(%error, "no heartbeat");
-                }
-            }),
             Task::new(Duration::from_millis(500), pus::reap),
             Task::new(Duration::from_secs(5), renew),
             Task::new(Duration::from_secs(5), sweep_flows),
@@ -55,11 +54,21 @@ pub(super) fn start(shared: Arc<Shared>, mut telemetry: Telemetry) -> std::io::R
                 stamp = seen;
                 policy::reload(&shared);
             }
+            if handshakes.is_running() {
+                beat(&shared);
+            }
             tasks.iter_mut().for_each(|task| task.run_if_due(&shared));
             std::thread::sleep(TICK);
         }
     })?;
     Ok(Upkeep { stop, thread: Some(thread) })
+}
+
+/// Tells the kernel that held frames will be decided.
+fn beat(shared: &Shared) {
+    if let Err(error) = shared.state().config.beat() {
+        tracing::error!(%error, "no heartbeat");
+    }
 }
 
 struct Task {

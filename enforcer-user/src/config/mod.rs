@@ -247,7 +247,7 @@ impl Default for Datapath {
             max_intervals: common::abi::MAX_INTERVALS,
             handshake_ring_bytes: 4 << 20,
             telemetry_ring_bytes: 4 << 20,
-            agent_timeout: Duration::from_secs(5),
+            agent_timeout: Duration::from_secs(2),
             tap: "enforcer0".into(),
         }
     }

@@ -23,6 +23,8 @@ pub enum Change {
     Nothing,
     /// Every enforcer is killed with SIGKILL.
     KillEnforcers,
+    /// The kernel has noticed that no agent gives a sign of life.
+    AgentsCountAsDown,
     /// Every enforcer is started again.
     RestartEnforcers,
     /// Hosts b and c exchange their addresses.
@@ -70,7 +72,14 @@ pub enum Path {
 
 /// The whole play.
 pub fn scenes() -> Vec<Scene> {
-    let decree = || with_path(Some(Path::HelloFirst), permitted());
+    let decree = || {
+        let mut attempts = with_path(Some(Path::HelloFirst), permitted());
+        // By then each of the two PUs has been introduced to the other's enforcer by another pair.
+        for attempt in attempts.iter_mut().filter(|attempt| (attempt.from, attempt.to) == ("myapp-a", "hadoop-b")) {
+            attempt.expected = Expected::Allowed { rule: "decree/myapp-to-hadoop", path: Some(Path::Resume) };
+        }
+        attempts
+    };
     let again = || with_path(Some(Path::Resume), permitted());
     let everything_else = || [one_tag_wrong(), not_named(), strangers(), same_host()].concat();
     vec![
@@ -87,7 +96,7 @@ pub fn scenes() -> Vec<Scene> {
         },
         Scene {
             title: "kill -9 of every enforcer: the rest is still refused",
-            change: Change::Nothing,
+            change: Change::AgentsCountAsDown,
             attempts: everything_else(),
         },
         Scene {
@@ -126,6 +135,10 @@ impl Change {
         match self {
             Self::Nothing => Ok(()),
             Self::KillEnforcers => cast.enforced().try_for_each(tests::Host::kill9_enforcer),
+            Self::AgentsCountAsDown => {
+                std::thread::sleep(tests::AGENT_TIMEOUT + Duration::from_millis(500));
+                Ok(())
+            }
             Self::RestartEnforcers => cast.enforced().try_for_each(tests::Host::restart_enforcer),
             Self::SwapAddresses => cast.host("b")?.swap_ips(cast.host("c")?),
         }
