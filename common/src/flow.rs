@@ -106,6 +106,9 @@ pub struct Flow {
     pub ack_out: u32,
     /// Round-trip time last reported by the socket, microseconds.
     pub rtt_us: u32,
+    /// Slot of the credential whose prekey made the session, 0 for the PU's present one: a rotation between the SYN's
+    /// verification and the SYN-ACK must not part the two.
+    pub credential: u32,
     /// MAC of the CONFIRM, computed once.
     pub confirm_mac: u64,
     /// First packet, `CLOCK_MONOTONIC` nanoseconds.

@@ -11,7 +11,7 @@ use common::{
         CLIENT, CONFIRMING, CUT, ESTABLISHED, FLAG_CREDENTIAL_SENT, Flow, FlowKey, PATH_EXTERNAL, PATH_HELLO, SERVER,
         SYN_RECEIVED,
     },
-    identity::SessionPu,
+    identity::{Pu, SessionPu},
     wire::{HELLO_REPLY, RESUME_REPLY, Transcript, sealed},
 };
 
@@ -181,13 +181,19 @@ fn write_answer(packet: &Packet, flow: &mut Flow) -> Result<(), Reason> {
     }
     let info = pu_info(flow.pu).ok_or(Reason::NoCredential)?;
     // SAFETY: the agent writes a fresh slot before it names it in `PUS`.
-    let credential = unsafe { CREDENTIALS.get(info.credential) }.ok_or(Reason::NoCredential)?;
+    let credential = unsafe { CREDENTIALS.get(credential_slot(flow, info)) }.ok_or(Reason::NoCredential)?;
     let option = sealed(&session.key_out, HELLO_REPLY, 0, flow.local_handle, flow.session, &transcript);
     attach(packet.ctx, packet.ip, packet.tcp.header, &option, Some(credential))?;
     flow.flags |= FLAG_CREDENTIAL_SENT;
     flow.path = PATH_HELLO;
     count_handshake(HELLO_REPLY, false);
     Ok(())
+}
+
+/// The credential that belongs to the flow's session.
+#[inline(always)]
+pub fn credential_slot(flow: &Flow, info: &Pu) -> u32 {
+    if flow.credential != 0 { flow.credential } else { info.credential }
 }
 
 /// Judges a live flow again after the policy changed. A flow that is no longer allowed is cut.

@@ -95,6 +95,7 @@ fn hello(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal>
         observed_rule: verdict.observed_rule,
         flags: if verdict.log { FLAG_LOG } else { 0 },
         ifindex: held.ifindex,
+        credential: state.pu_slots.get(held.pu).ok().flatten().map_or(0, |slot| slot.credential),
         pu_ifindex: pu_interface(held),
         created_ns: held.time_ns,
         seen_ns: held.time_ns,

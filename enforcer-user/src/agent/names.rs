@@ -122,6 +122,16 @@ pub(super) enum TargetDoc {
     Command { path: PathBuf, id: u64 },
 }
 
+impl TargetDoc {
+    /// Its cgroup, if it is one.
+    pub fn cgroup(&self) -> Option<&Path> {
+        match self {
+            Self::Cgroup { path, .. } | Self::Command { path, .. } => Some(path),
+            Self::Interface { .. } => None,
+        }
+    }
+}
+
 /// Where the rules' names lie for the command line while no agent runs.
 pub(super) fn rules_file(socket: &Path) -> PathBuf {
     let mut file = socket.as_os_str().to_owned();

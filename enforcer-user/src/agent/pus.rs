@@ -128,6 +128,9 @@ fn bind(shared: &Shared, index: u32) -> anyhow::Result<()> {
             if adopted.sockets > 0 {
                 tracing::info!(pu = index, sockets = adopted.sockets, "took over sockets older than the PU");
             }
+            for (inner, path) in shared.state().inside(&path, index) {
+                adopt::adopt(&path, inner, &shared.maps.pu_sockets)?;
+            }
         }
         TargetDoc::Interface { index: ifindex, .. } => {
             shared.maps.pu_ifaces.insert(&ifindex, &index)?;
@@ -218,9 +221,16 @@ fn end(shared: &Shared, index: u32) {
     let Some(pu) = shared.state().forget_pu(index) else { return };
     match &pu.target {
         TargetDoc::Cgroup { path, .. } | TargetDoc::Command { path, .. } => {
-            // Processes that remain are unmanaged from now on; their sockets must not name a PU that is gone.
-            if let Err(error) = adopt::adopt(path, 0, &shared.maps.pu_sockets) {
-                tracing::debug!(%error, "the cgroup went before its PU");
+            // Processes that remain belong to the PU around it, or are unmanaged: their sockets must not name a PU that
+            // is gone.
+            let (around, inside) = {
+                let state = shared.state();
+                (state.around(path), state.inside(path, index))
+            };
+            for (pu, path) in std::iter::once((around, path.clone())).chain(inside) {
+                if let Err(error) = adopt::adopt(&path, pu, &shared.maps.pu_sockets) {
+                    tracing::debug!(%error, "the cgroup went before its PU");
+                }
             }
             if matches!(pu.target, TargetDoc::Command { .. }) {
                 let _ = std::fs::remove_dir(path);
@@ -237,6 +247,26 @@ fn end(shared: &Shared, index: u32) {
 }
 
 impl State {
+    /// PUs whose cgroups lie inside `cgroup`, outer ones first.
+    fn inside(&self, cgroup: &Path, except: u32) -> Vec<(u32, PathBuf)> {
+        let mut inside: Vec<_> = self
+            .pus
+            .values()
+            .filter(|pu| pu.index != except)
+            .filter_map(|pu| Some((pu.index, pu.target.cgroup()?.to_owned())))
+            .filter(|(_, path)| path.starts_with(cgroup))
+            .collect();
+        inside.sort_by_key(|(_, path)| path.components().count());
+        inside
+    }
+
+    /// The PU of the nearest cgroup around `cgroup`, 0 if there is none.
+    fn around(&self, cgroup: &Path) -> u32 {
+        let around = self.pus.values().filter_map(|pu| Some((pu.target.cgroup()?, pu.index)));
+        let around = around.filter(|(path, _)| *path != cgroup && cgroup.starts_with(path));
+        around.max_by_key(|(path, _)| path.components().count()).map_or(0, |(_, index)| index)
+    }
+
     fn free_pu(&mut self) -> Option<u32> {
         let capacity = self.pu_slots.capacity();
         let free = (self.next_pu..capacity).chain(1..self.next_pu).find(|index| !self.pus.contains_key(index))?;

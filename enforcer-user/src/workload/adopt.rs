@@ -23,6 +23,14 @@ pub enum AdoptError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A process whose descriptors may not be looked at: its sockets would stay unmanaged unnoticed.
+    #[error("process {pid}: {source}; the agent needs CAP_SYS_PTRACE, and CAP_DAC_OVERRIDE for other users' processes")]
+    Denied {
+        /// The process.
+        pid: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The map did not take a socket.
     #[error(transparent)]
     Map(#[from] MapWriteError),
@@ -56,7 +64,8 @@ pub struct Listener {
 /// was created, as long as the cgroup is in `PU_CGROUPS` before this is called.
 ///
 /// # Errors
-/// [`AdoptError::Cgroup`] if the directory cannot be read, [`AdoptError::Map`] if the kernel refuses a mark.
+/// [`AdoptError::Cgroup`] if the directory cannot be read, [`AdoptError::Denied`] if a process cannot be looked into,
+/// [`AdoptError::Map`] if the kernel refuses a mark.
 pub fn adopt(cgroup: &Path, pu: u32, sockets: &Sockets) -> Result<Adopted, AdoptError> {
     let mut adopted = Adopted::default();
     let mut seen = HashSet::new();
@@ -66,13 +75,18 @@ pub fn adopt(cgroup: &Path, pu: u32, sockets: &Sockets) -> Result<Adopted, Adopt
             adopted.vanished += 1;
             continue;
         };
-        for (number, inode) in socket_descriptors(pid) {
+        let denied = |source| AdoptError::Denied { pid, source };
+        for (number, inode) in socket_descriptors(pid).map_err(denied)? {
             if seen.contains(&inode) {
                 continue;
             }
-            let Ok(socket) = sys::pidfd_getfd(pidfd.as_fd(), number) else {
-                adopted.vanished += 1;
-                continue;
+            let socket = match sys::pidfd_getfd(pidfd.as_fd(), number) {
+                Ok(socket) => socket,
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(denied(error)),
+                Err(_) => {
+                    adopted.vanished += 1;
+                    continue;
+                }
             };
             // The number may have been re-used since it was read: only what the descriptor itself says counts.
             if !is_internet(socket.as_fd()) {
@@ -120,15 +134,19 @@ fn children(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect())
 }
 
-/// Descriptor numbers of a process that are sockets, with the inode that stands for the socket.
-fn socket_descriptors(pid: u32) -> Vec<(RawFd, u64)> {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+/// Descriptor numbers of a process that are sockets, with the inode that stands for the socket; none if it has ended.
+fn socket_descriptors(pid: u32) -> io::Result<Vec<(RawFd, u64)>> {
+    let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+        Err(_) => return Ok(Vec::new()),
+    };
     let socket = |entry: fs::DirEntry| {
         let target = fs::read_link(entry.path()).ok()?;
         let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()?;
         Some((entry.file_name().to_str()?.parse().ok()?, inode))
     };
-    entries.flatten().filter_map(socket).collect()
+    Ok(entries.flatten().filter_map(socket).collect())
 }
 
 fn is_internet(socket: BorrowedFd<'_>) -> bool {
