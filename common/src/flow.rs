@@ -2,8 +2,8 @@
 
 use crate::Addr;
 
-/// A connection as seen by one end.
-#[repr(C)]
+/// A connection as seen by one end. Aligned so that the kernel side clears and copies it by words.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
     /// Address of the PU's end.

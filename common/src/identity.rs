@@ -68,7 +68,7 @@ pub struct PeerAddr {
 }
 
 /// Key of `PEER_PUS` and `KNOWN_TO_PEER`: a PU within a session.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SessionPu {
     /// Session, by the index this enforcer chose.

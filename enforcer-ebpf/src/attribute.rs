@@ -17,6 +17,7 @@ use common::{
 };
 
 use crate::{
+    cleared::{Clear, cleared},
     maps::{PU_CGROUPS, PU_IFACES, PU_SOCKETS, PUS},
     packet::{Ip, TCP},
 };
@@ -141,9 +142,17 @@ fn sending_cgroup(ctx: &TcContext) -> u32 {
     PU_TOO_DEEP
 }
 
+/// Aligned so that it is cleared by words.
+#[repr(align(8))]
+struct Tuple(bpf_sock_tuple);
+
+// SAFETY: addresses and ports only, aligned to eight bytes, of a size that is a multiple of eight.
+unsafe impl Clear for Tuple {}
+
 #[inline(never)]
 fn receiving_socket(ctx: &TcContext, ip: &Ip, key: &FlowKey) -> u32 {
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    cleared!(storage: Tuple);
+    let tuple = &mut storage.0;
     // SAFETY: plain fields of a union we own; the socket is null-checked and released.
     unsafe {
         let size = if ip.v6 {
@@ -163,9 +172,9 @@ fn receiving_socket(ctx: &TcContext, ip: &Ip, key: &FlowKey) -> u32 {
         };
         let netns = BPF_F_CURRENT_NETNS as i64 as u64;
         let sk = if key.proto == TCP {
-            bpf_sk_lookup_tcp(ctx.as_ptr(), &mut tuple, size, netns, 0)
+            bpf_sk_lookup_tcp(ctx.as_ptr(), tuple, size, netns, 0)
         } else {
-            bpf_sk_lookup_udp(ctx.as_ptr(), &mut tuple, size, netns, 0)
+            bpf_sk_lookup_udp(ctx.as_ptr(), tuple, size, netns, 0)
         };
         if sk.is_null() {
             return UNMANAGED;

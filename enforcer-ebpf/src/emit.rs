@@ -60,6 +60,7 @@ pub fn count(which: u32) {
 }
 
 /// Who was refused, as far as is known.
+#[repr(align(8))]
 #[derive(Clone, Copy, Default)]
 pub struct Parties {
     pub pu: u32,

@@ -9,6 +9,7 @@ use common::{
 };
 
 use crate::{
+    cleared::clear,
     emit::{count, flow_event},
     maps::{FLOW_SCRATCH, FLOWS},
     packet::{FIN, Ip, RST, SYN, Tcp},
@@ -48,8 +49,10 @@ pub fn coarse_now() -> u64 {
 pub fn enter(key: &FlowKey, fill: impl FnOnce(&mut Flow)) -> Result<(), Reason> {
     let scratch = FLOW_SCRATCH.get_ptr_mut(0).ok_or(Reason::Internal)?;
     // SAFETY: the slot is this CPU's and nothing that runs in between uses it.
-    let flow = unsafe { &mut *scratch };
-    *flow = Flow::default();
+    let flow = unsafe {
+        clear::<Flow>(&mut *scratch.cast());
+        &mut *scratch
+    };
     fill(flow);
     if FLOWS.insert(key, &*flow, 0).is_err() {
         count(abi::LOSS_FLOW_TABLE);

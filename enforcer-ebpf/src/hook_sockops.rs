@@ -23,6 +23,7 @@ use common::{
 
 use crate::{
     attribute::{UNMANAGED, stored},
+    cleared::cleared,
     confirm,
     emit::flow_event,
     flow_table::remove,
@@ -59,16 +60,15 @@ fn pu_of(ctx: &SockOpsContext) -> u32 {
 }
 
 #[inline(always)]
-fn key_of(ctx: &SockOpsContext) -> FlowKey {
-    let mut key = FlowKey { proto: TCP, ..FlowKey::default() };
+fn identify(ctx: &SockOpsContext, key: &mut FlowKey) {
+    key.proto = TCP;
     if ctx.family() == AF_INET {
-        addresses_v4(ctx.ops, &mut key)
+        addresses_v4(ctx.ops, key)
     } else {
-        addresses_v6(ctx.ops, &mut key)
+        addresses_v6(ctx.ops, key)
     }
     key.local_port = ctx.local_port() as u16;
     key.remote_port = u32::from_be(ctx.remote_port()) as u16;
-    key
 }
 
 // Two functions of their own: merged into one, the compiler would compute the field's offset, which the verifier
@@ -113,14 +113,18 @@ fn connecting(ctx: &SockOpsContext) {
 
 #[inline(always)]
 fn established(ctx: &SockOpsContext, flags: u32) {
-    if flow_of(&key_of(ctx)).is_some() {
+    cleared!(key: FlowKey);
+    identify(ctx, key);
+    if flow_of(key).is_some() {
         let _ = ctx.set_cb_flags((ctx.cb_flags() | flags) as i32);
     }
 }
 
 #[inline(always)]
 fn header_length(ctx: &SockOpsContext) {
-    let confirming = flow_of(&key_of(ctx)).is_some_and(|flow| flow.state == CONFIRMING);
+    cleared!(key: FlowKey);
+    identify(ctx, key);
+    let confirming = flow_of(key).is_some_and(|flow| flow.state == CONFIRMING);
     if confirming {
         // SAFETY: a helper call on our own context.
         unsafe { bpf_reserve_hdr_opt(ctx.ops, OPTION_LEN as u32, 0) };
@@ -131,7 +135,9 @@ fn header_length(ctx: &SockOpsContext) {
 
 #[inline(always)]
 fn header_write(ctx: &SockOpsContext) {
-    if let Some(flow) = flow_of(&key_of(ctx)) {
+    cleared!(key: FlowKey);
+    identify(ctx, key);
+    if let Some(flow) = flow_of(key) {
         let option = confirm::option(flow);
         // SAFETY: a helper call on our own context and twenty bytes we own.
         unsafe { bpf_store_hdr_opt(ctx.ops, core::ptr::from_ref(&option).cast_mut().cast(), OPTION_LEN as u32, 0) };
@@ -148,20 +154,21 @@ fn state_changed(ctx: &SockOpsContext) {
     if new != BPF_TCP_CLOSE {
         return;
     }
-    let key = key_of(ctx);
+    cleared!(key: FlowKey);
+    identify(ctx, key);
     if old == BPF_TCP_LISTEN {
-        let _ = PU_LISTENERS.remove(listener(&key));
+        let _ = PU_LISTENERS.remove(listener(key));
         return;
     }
-    let Some(flow) = flow_of(&key) else { return };
+    let Some(flow) = flow_of(key) else { return };
     if flow.pu_ifindex != 0 {
         return;
     }
     if matches!(flow.state, ESTABLISHED | CONFIRMING) {
-        flow_event(EVENT_END, &key, flow, Reason::Allowed, rtt);
+        flow_event(EVENT_END, key, flow, Reason::Allowed, rtt);
     }
     if flow.state != CUT {
-        remove(&key);
+        remove(key);
     }
 }
 
@@ -169,7 +176,9 @@ fn state_changed(ctx: &SockOpsContext) {
 fn listening(ctx: &SockOpsContext) {
     let pu = pu_of(ctx);
     if pu != UNMANAGED {
-        let _ = PU_LISTENERS.insert(listener(&key_of(ctx)), pu, 0);
+        cleared!(key: FlowKey);
+        identify(ctx, key);
+        let _ = PU_LISTENERS.insert(listener(key), pu, 0);
         let _ = ctx.set_cb_flags((ctx.cb_flags() | CALL_ON_STATE) as i32);
     }
 }

@@ -10,7 +10,10 @@ use aya_ebpf::{
 };
 use common::abi::{INJECT_INGRESS, INJECT_NEIGHBOUR, INJECT_TRUSTED, INJECTION_MAGIC, Injection};
 
-use crate::{emit::{config, count_at}, packet::raw};
+use crate::{
+    emit::{config, count_at},
+    packet::raw,
+};
 
 const TRAILER: u32 = size_of::<Injection>() as u32;
 const PACKET_HOST: u32 = 0;

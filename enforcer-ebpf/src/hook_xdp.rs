@@ -10,6 +10,7 @@ use common::{
 };
 
 use crate::{
+    cleared::cleared,
     emit::{At, Parties, config, refused},
     flow_table::coarse_now,
     maps::{NETWORKS, PU_LISTENERS, SESSIONS},
@@ -76,14 +77,16 @@ fn stranger(config: &Config, ip: &Ip, key: &FlowKey) -> Option<u32> {
     if NETWORKS.get(&Key::new(128, ip.src)).is_some_and(|network| network.external != 0) {
         return None;
     }
-    let parties = Parties { pu: *pu, ..Parties::default() };
-    refused(key, &parties, Reason::NoIdentity, At { role: SERVER, inbound: true, by_peer: false });
+    cleared!(parties: Parties);
+    parties.pu = *pu;
+    refused(key, parties, Reason::NoIdentity, At { role: SERVER, inbound: true, by_peer: false });
     Some(xdp_action::XDP_DROP)
 }
 
 #[inline(always)]
 fn refuse(key: &FlowKey, session: u32, reason: Reason) -> u32 {
-    let parties = Parties { session, ..Parties::default() };
-    refused(key, &parties, reason, At { role: SERVER, inbound: true, by_peer: false });
+    cleared!(parties: Parties);
+    parties.session = session;
+    refused(key, parties, reason, At { role: SERVER, inbound: true, by_peer: false });
     xdp_action::XDP_DROP
 }

@@ -11,6 +11,7 @@ use common::{
 
 use crate::{
     attribute::{Source, UNMANAGED, pu_info},
+    cleared::cleared,
     emit::{At, Parties, count_handshake, count_reason, refused},
     flow_table::{Lookup, account_in, find},
     inbound_answer::{answered, refused_by_peer, retry_asked},
@@ -53,7 +54,8 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source) -> i32 {
 fn unmanaged(packet: &Packet, opening: bool) -> i32 {
     if opening && packet.config.flags & common::abi::CONFIG_UNMANAGED_DENY != 0 && packet.source == Source::Socket {
         let at = At { role: SERVER, inbound: true, by_peer: false };
-        refused(packet.key, &Parties::default(), Reason::UnmanagedDenied, at);
+        cleared!(parties: Parties);
+        refused(packet.key, parties, Reason::UnmanagedDenied, at);
         return DROP;
     }
     PASS
@@ -63,12 +65,9 @@ fn unmanaged(packet: &Packet, opening: bool) -> i32 {
 #[inline(never)]
 fn stray(packet: &Packet, pu: u32) -> i32 {
     let role = if packet.tcp.flags & SYN != 0 { CLIENT } else { SERVER };
-    refused(
-        packet.key,
-        &Parties { pu, ..Parties::default() },
-        Reason::NoFlow,
-        At { role, inbound: true, by_peer: false },
-    );
+    cleared!(parties: Parties);
+    parties.pu = pu;
+    refused(packet.key, parties, Reason::NoFlow, At { role, inbound: true, by_peer: false });
     DROP
 }
 

@@ -17,6 +17,7 @@ use common::{
 use crate::{
     attribute::Source,
     attribute::{ifindex, pu_info},
+    cleared::cleared,
     emit::{At, Hold, Parties, count_handshake, count_reason, hold, now, refused},
     flow_table::{account_in, coarse_now, enter},
     judge::{Verdict, judge},
@@ -65,16 +66,17 @@ pub fn opened(packet: &Packet, pu: u32, existing: Option<&mut Flow>) -> i32 {
             return PASS;
         }
     }
-    let mut parties = Parties { pu, ..Parties::default() };
-    let (outcome, reason) = match judge_syn(packet, pu, &mut parties) {
+    cleared!(parties: Parties);
+    parties.pu = pu;
+    let (outcome, reason) = match judge_syn(packet, pu, parties) {
         Ok(outcome) => (outcome, Reason::Allowed),
         Err(refusal) => (refusal.outcome, refusal.reason),
     };
     match outcome {
         Outcome::Admit => PASS,
         Outcome::Held => DROP,
-        Outcome::Drop => drop_syn(packet, &parties, reason),
-        Outcome::Refuse => refuse(packet, &parties, reason),
+        Outcome::Drop => drop_syn(packet, parties, reason),
+        Outcome::Refuse => refuse(packet, parties, reason),
         Outcome::Retry => retry(packet, reason),
     }
 }

@@ -4,6 +4,7 @@
 #![no_main]
 
 mod attribute;
+mod cleared;
 mod confirm;
 mod emit;
 mod flow_table;

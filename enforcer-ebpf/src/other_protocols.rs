@@ -10,6 +10,7 @@ use common::{
 
 use crate::{
     attribute::{Source, UNMANAGED, ifindex, pu_info},
+    cleared::cleared,
     emit::{At, Parties, count_reason, now, refused},
     flow_table::{Lookup, coarse_now, enter, find},
     judge::{judge, rejudge},
@@ -34,12 +35,9 @@ pub fn unparsable(ctx: &TcContext, source: Source, way: Way) -> i32 {
         // The stack drops what it cannot parse; toward a socket nothing can be attributed.
         return PASS;
     }
-    refused(
-        &FlowKey::default(),
-        &Parties::default(),
-        Reason::Malformed,
-        At { role: CLIENT, inbound: !outbound, by_peer: false },
-    );
+    cleared!(key: FlowKey);
+    cleared!(parties: Parties);
+    refused(key, parties, Reason::Malformed, At { role: CLIENT, inbound: !outbound, by_peer: false });
     DROP
 }
 
@@ -72,7 +70,8 @@ pub fn outbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut P
         if !denied {
             return PASS;
         }
-        refused(key, &Parties::default(), Reason::UnmanagedDenied, At { role: CLIENT, inbound: false, by_peer: false });
+        cleared!(parties: Parties);
+        refused(key, parties, Reason::UnmanagedDenied, At { role: CLIENT, inbound: false, by_peer: false });
         return DROP;
     }
     if is_neighbour_discovery(ip, dport) {
@@ -115,12 +114,13 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Pa
 
 #[inline(always)]
 fn by_address(ctx: &TcContext, config: &Config, source: Source, ip: &Ip, key: &FlowKey, pu: u32, role: u8) -> i32 {
-    let mut parties = Parties { pu, ..Parties::default() };
-    let result = external(ctx, config, source, ip, key, role, &mut parties);
+    cleared!(parties: Parties);
+    parties.pu = pu;
+    let result = external(ctx, config, source, ip, key, role, parties);
     match result {
         Ok(()) => PASS,
         Err(reason) => {
-            refused(key, &parties, reason, At { role, inbound: role == SERVER, by_peer: false });
+            refused(key, parties, reason, At { role, inbound: role == SERVER, by_peer: false });
             DROP
         }
     }

@@ -17,6 +17,7 @@ use common::{
 
 use crate::{
     attribute::{Source, UNMANAGED, pu_info},
+    cleared::cleared,
     confirm,
     emit::{At, Parties, count_handshake, refused},
     flow_table::{Lookup, account_out, coarse_now, find},
@@ -82,7 +83,8 @@ fn unmanaged(packet: &Packet, opening: bool) -> i32 {
         && packet.config.flags & common::abi::CONFIG_UNMANAGED_DENY != 0
         && other_protocols::from_socket(packet.ctx)
     {
-        return refuse_locally(packet, &Parties::default(), Reason::UnmanagedDenied);
+        cleared!(parties: Parties);
+        return refuse_locally(packet, parties, Reason::UnmanagedDenied);
     }
     PASS
 }
@@ -92,7 +94,9 @@ fn unmanaged(packet: &Packet, opening: bool) -> i32 {
 fn stray(packet: &Packet, pu: u32) -> i32 {
     let reason = if packet.tcp.option.is_some() { Reason::ForgedByPu } else { Reason::NoFlow };
     let role = if packet.tcp.flags & SYN != 0 { SERVER } else { CLIENT };
-    refused(packet.key, &Parties { pu, ..Parties::default() }, reason, At { role, inbound: false, by_peer: false });
+    cleared!(parties: Parties);
+    parties.pu = pu;
+    refused(packet.key, parties, reason, At { role, inbound: false, by_peer: false });
     DROP
 }
 

@@ -11,6 +11,7 @@ use common::{
 
 use crate::{
     attribute::{ifindex, pu_info},
+    cleared::cleared,
     emit::{Parties, count_handshake, count_reason, now},
     flow_table::{account_out, coarse_now, enter, remove},
     judge::judge,
@@ -24,12 +25,13 @@ const LOOPBACK: u32 = 1;
 
 #[inline(never)]
 pub fn open(packet: &Packet, pu: u32) -> i32 {
-    let mut parties = Parties { pu, ..Parties::default() };
-    match try_open(packet, pu, &mut parties) {
+    cleared!(parties: Parties);
+    parties.pu = pu;
+    match try_open(packet, pu, parties) {
         Ok(()) => PASS,
         Err(reason) => {
             remove(packet.key);
-            refuse_locally(packet, &parties, reason)
+            refuse_locally(packet, parties, reason)
         }
     }
 }
