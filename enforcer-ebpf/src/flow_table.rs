@@ -97,7 +97,8 @@ pub fn account_in(flow: &mut Flow, tcp: &Tcp, len: u32) {
     if tcp.flags & FIN != 0 {
         flow.flags |= FLAG_FIN_IN;
     }
-    if tcp.flags & RST != 0 {
+    // Anybody can send a reset; the stack heeds it only at the very next sequence number (RFC 5961 section 3.2).
+    if tcp.flags & RST != 0 && tcp.seq == flow.ack_out {
         flow.flags |= FLAG_RST;
     }
 }

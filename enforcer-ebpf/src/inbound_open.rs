@@ -6,7 +6,7 @@ use common::{
     drop_reason::Reason,
     event::{HELD_HELLO, HELD_JUDGE},
     flow::{
-        CUT, ESTABLISHED, FLAG_FIN_IN, FLAG_FIN_OUT, FLAG_LOG, FLAG_RST, Flow, PATH_EXTERNAL, PATH_RESUME, SERVER,
+        ESTABLISHED, FLAG_FIN_IN, FLAG_FIN_OUT, FLAG_LOG, FLAG_RST, Flow, PATH_EXTERNAL, PATH_RESUME, SERVER,
         SYN_RECEIVED, SYN_SENT,
     },
     identity::{PeerPu, Pu, Session, SessionPu},
@@ -59,8 +59,11 @@ pub fn opened(packet: &Packet, pu: u32, existing: Option<&mut Flow>) -> i32 {
         if flow.state == SYN_SENT {
             return drop_syn(packet, &Parties::of(flow), Reason::SimultaneousOpen);
         }
-        let over = flow.flags & (FLAG_RST | FLAG_FIN_IN) != 0 || flow.flags & FLAG_FIN_OUT != 0 || flow.state == CUT;
-        if flow.state == ESTABLISHED && !over {
+        if flow.state == SYN_RECEIVED && is_repeated(packet, flow) {
+            account_in(flow, packet.tcp, packet.ctx.len());
+            return PASS;
+        }
+        if flow.state == ESTABLISHED && (flow.peer_isn == packet.tcp.seq || !is_over(flow)) {
             // The stack answers with a challenge; a client that really forgot the connection resets it and tries again.
             account_in(flow, packet.tcp, packet.ctx.len());
             return PASS;
@@ -79,6 +82,27 @@ pub fn opened(packet: &Packet, pu: u32, existing: Option<&mut Flow>) -> i32 {
         Outcome::Refuse => refuse(packet, parties, reason),
         Outcome::Retry => retry(packet, reason),
     }
+}
+
+/// Both ends have said that they are done, or one has broken off: the tuple may be used again.
+#[inline(always)]
+fn is_over(flow: &Flow) -> bool {
+    flow.flags & FLAG_RST != 0 || flow.flags & (FLAG_FIN_IN | FLAG_FIN_OUT) == FLAG_FIN_IN | FLAG_FIN_OUT
+}
+
+/// The very SYN that is being answered, once more. Entering it anew would forget the answer's sequence number.
+#[inline(always)]
+fn is_repeated(packet: &Packet, flow: &Flow) -> bool {
+    let Some(option) = &packet.tcp.option else { return false };
+    if option.packet_type() != RESUME
+        || flow.peer_isn != packet.tcp.seq
+        || flow.session != option.index()
+        || flow.peer_handle != option.handle()
+    {
+        return false;
+    }
+    // SAFETY: the agent replaces sessions whole; a torn read only makes a MAC wrong.
+    unsafe { SESSIONS.get(option.index()) }.is_some_and(|session| genuine(packet, session, option))
 }
 
 #[inline(never)]

@@ -3,7 +3,7 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use common::{
     drop_reason::Reason,
-    flow::{CLIENT, ESTABLISHED, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_HELLO, PATH_RESUME, SYN_SENT},
+    flow::{CLIENT, CUT, ESTABLISHED, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_HELLO, PATH_RESUME, SYN_SENT},
     identity::{Credential, NETWORK_IDENTITY, PeerAddr, Pu, Session, SessionPu},
     verdict::position,
     wire::{HELLO, OptionBytes, RESUME, Transcript, sealed},
@@ -13,7 +13,7 @@ use crate::{
     attribute::{ifindex, pu_info},
     cleared::cleared,
     emit::{Parties, count_handshake, count_reason, now},
-    flow_table::{account_out, coarse_now, enter, remove},
+    flow_table::{Lookup, account_out, coarse_now, enter, find, remove},
     judge::judge,
     maps::{CREDENTIALS, KNOWN_TO_PEER, NETWORKS, PEER_ADDRS, SESSIONS},
     outbound::{PASS, Packet, refuse_locally},
@@ -159,12 +159,21 @@ fn depart(
     option: &OptionBytes,
     credential: Option<&Credential>,
 ) -> Result<(), Reason> {
-    enter(packet.key, |flow| {
-        start(packet, flow, pu, info);
-        flow.state = SYN_SENT;
-        flow.path = path;
-        flow.session = session;
-    })?;
+    match repeated(packet) {
+        Some(flow) => {
+            if flow.state == SYN_SENT {
+                flow.path = path;
+                flow.session = session;
+            }
+            account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
+        }
+        None => enter(packet.key, |flow| {
+            start(packet, flow, pu, info);
+            flow.state = SYN_SENT;
+            flow.path = path;
+            flow.session = session;
+        })?,
+    }
     let mut header = packet.tcp.header;
     if header > 40 {
         header = make_room(packet.ctx, packet.ip, packet.tcp)?;
@@ -172,6 +181,17 @@ fn depart(
     attach(packet.ctx, packet.ip, header, option, credential)?;
     count_handshake(option.packet_type(), false);
     Ok(())
+}
+
+/// The flow of a SYN that is sent again: its answer may be with the agent this very moment, so it is not entered anew.
+#[inline(always)]
+fn repeated(packet: &Packet) -> Option<&'static mut Flow> {
+    match find(packet.key, packet.source.interface(packet.ctx)) {
+        Lookup::Ours(flow) if flow.role == CLIENT && flow.local_isn == packet.tcp.seq && flow.state != CUT => {
+            Some(flow)
+        }
+        _ => None,
+    }
 }
 
 #[inline(always)]

@@ -6,7 +6,7 @@ use common::{
     abi::{self, INJECT_INGRESS, INJECT_TRUSTED},
     drop_reason::Reason,
     event::{self, EVENT_DENY, Event, HELD_HELLO, HELD_HELLO_REPLY, HELD_JUDGE, Held},
-    flow::{CLIENT, FLAG_LOG, Flow, PATH_HELLO, SERVER, SYN_SENT},
+    flow::{CLIENT, CUT, ESTABLISHED, FLAG_LOG, Flow, PATH_HELLO, SERVER, SYN_RECEIVED, SYN_SENT},
     identity::{PeerAddr, SessionPu},
 };
 
@@ -103,6 +103,18 @@ fn hello(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal>
         packets_in: 1,
         ..accept.flow()
     };
+    let present = shared.maps.flows.get(&held.key).map_err(internal)?;
+    let repeated = present.filter(|present| present.role == SERVER && present.peer_isn == flow.peer_isn);
+    match repeated.map(|present| present.state) {
+        // Sent again before the answer came: the answer's sequence number must not be forgotten.
+        Some(SYN_RECEIVED) => {
+            drop(guard);
+            return deliver(shared, held, &build::strip(frame), INJECT_TRUSTED, 0);
+        }
+        // Sent again, and overtaken by the confirmation.
+        Some(ESTABLISHED | CUT) => return Ok(()),
+        _ => {}
+    }
     shared.maps.flows.insert(&held.key, &flow).map_err(|error| {
         tracing::warn!(%error, "a first contact found no room");
         Refusal { session: accept.session.index, identity, ..Reason::TableFull.into() }

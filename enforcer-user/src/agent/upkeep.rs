@@ -141,9 +141,10 @@ fn patience(key: &FlowKey, flow: &Flow) -> Option<Duration> {
         SYN_SENT => Some(Duration::from_secs(135)),
         SYN_RECEIVED => Some(Duration::from_secs(70)),
         CUT => Some(Duration::from_secs(60)),
-        _ if closing => Some(Duration::from_secs(60)),
+        // The end of a socket's flow is told by sockops, and only then it is over.
+        _ if closing && flow.pu_ifindex != 0 => Some(Duration::from_secs(60)),
         ESTABLISHED if key.proto != libc::IPPROTO_TCP as u8 => Some(Duration::from_secs(180)),
-        // The end of a socket's flow is told by sockops; behind a PU's own interface it can be missed.
+        // Behind a PU's own interface the end can be missed.
         _ if flow.pu_ifindex != 0 => Some(Duration::from_secs(5 * 24 * 3600)),
         _ => None,
     }
