@@ -23,7 +23,7 @@ unsafe impl Clear for Parties {}
 /// Makes a value zeros where it stands.
 #[inline(always)]
 pub fn clear<T: Clear>(value: &mut MaybeUninit<T>) -> &mut T {
-    const { assert!(size_of::<T>() % 8 == 0 && align_of::<T>() == 8) };
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };
     let words = value.as_mut_ptr().cast::<u64>();
     for word in 0..size_of::<T>() / 8 {
         // SAFETY: within the value; volatile keeps the words from being made one call again.

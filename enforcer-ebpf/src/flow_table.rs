@@ -54,7 +54,8 @@ pub fn enter(key: &FlowKey, fill: impl FnOnce(&mut Flow)) -> Result<(), Reason> 
         &mut *scratch
     };
     fill(flow);
-    if FLOWS.insert(key, &*flow, 0).is_err() {
+    let flow: &Flow = flow;
+    if FLOWS.insert(key, flow, 0).is_err() {
         count(abi::LOSS_FLOW_TABLE);
         return Err(Reason::TableFull);
     }
