@@ -66,8 +66,8 @@ pub fn outbound(ctx: &TcContext, config: &Config, source: Source) -> i32 {
     match find(packet.key, source.interface(ctx)) {
         Lookup::Elsewhere => PASS,
         Lookup::Ours(flow) if !opening => of_flow(&packet, flow),
-        Lookup::Ours(flow) => open(&packet, flow.pu),
-        Lookup::None => {
+        // A SYN on a known tuple is attributed like any other: whoever sends it gets no identity from the flow.
+        Lookup::Ours(_) | Lookup::None => {
             let pu = source.sender(ctx);
             if pu == UNMANAGED {
                 return unmanaged(&packet, opening);
