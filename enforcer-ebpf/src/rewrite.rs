@@ -7,8 +7,8 @@ use aya_ebpf::{
     bindings::BPF_F_PSEUDO_HDR,
     cty::c_void,
     helpers::generated::{
-        bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes,
-        bpf_skb_store_bytes,
+        bpf_csum_diff, bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_tail,
+        bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -123,7 +123,11 @@ pub fn attach(
         store_credential(ctx, ip, ip.l4 + new_header, credential)?;
     }
     set_header_length(ctx, ip, new_header)?;
-    set_length(ctx, ip, end)
+    set_length(ctx, ip, end)?;
+    if ip.end == ip.l4 + header {
+        return Ok(());
+    }
+    complete_checksum(ctx, ip, new_header, end, credential.map_or(0, |credential| credential.csum))
 }
 
 /// Appends `credential` to a segment without payload.
@@ -188,6 +192,33 @@ pub fn set_length(ctx: &TcContext, ip: &Ip, new_end: u32) -> Result<(), Reason> 
     Ok(())
 }
 
+/// Makes the TCP checksum right after bytes were cut off whose sum nobody kept: summed anew over the header of `header`
+/// bytes, the pseudo header of a packet that ends at `end`, and `payload`, the sum of what follows the header.
+///
+/// The kernel applies the correction to complete checksums only; a partial one covers no byte that was cut off.
+#[inline(never)]
+pub fn complete_checksum(ctx: &TcContext, ip: &Ip, header: u32, end: u32, payload: u32) -> Result<(), Reason> {
+    // The marker of a mapped IPv4 address is 0xffff, which is zero in one's complement.
+    let mut sum = payload as u64 + (ip.proto as u32).to_be() as u64 + (end - ip.l4).to_be() as u64;
+    for word in 0..4 {
+        sum += ip.src[word] as u64 + ip.dst[word] as u64;
+    }
+    for word in 0..MAX_HEADER / 4 {
+        if word * 4 >= header {
+            break;
+        }
+        let mut value = 0u32;
+        load(ctx, ip.l4 + word * 4, &mut value)?;
+        sum += value as u64;
+    }
+    sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum as u32).wrapping_add((sum >> 32) as u32);
+    add_l4(ctx, ip, sum)?;
+    // SAFETY: a helper call; it keeps a sum the device made of the whole packet in step, and refuses where there is none.
+    unsafe { bpf_csum_update(ctx.skb.skb, !sum) };
+    Ok(())
+}
+
 const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;
 const OPTION_MPTCP: u8 = 30;
@@ -228,7 +259,7 @@ pub fn make_room(ctx: &TcContext, ip: &Ip, tcp: &Tcp) -> Result<u32, Reason> {
     Err(Reason::OptionSpace)
 }
 
-/// No-operation from `at` to the next multiple of four. The packet is a locally made SYN, so its checksum is partial.
+/// No-operation from `at` to the next multiple of four; [`attach`] completes the checksum.
 #[inline(always)]
 fn fill_nop(ctx: &TcContext, ip: &Ip, at: u32, kept: u32) -> Result<(), Reason> {
     for offset in 0..3 {

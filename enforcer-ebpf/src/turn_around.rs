@@ -10,7 +10,7 @@ use common::{drop_reason::Reason, wire::OptionBytes};
 use crate::{
     attribute::{Source, ifindex},
     packet::{ACK, ETH_LEN, FIN, Ip, RST, SYN, Tcp},
-    rewrite::{load, overwrite_option, replace_l4, set_length, store},
+    rewrite::{complete_checksum, load, overwrite_option, replace_l4, set_length, store},
 };
 
 /// Which way a hook's packets travel.
@@ -132,8 +132,8 @@ pub fn from_retry(ctx: &TcContext, ip: &Ip, tcp: &Tcp) -> Result<(), Reason> {
     set_numbers(ctx, ip, tcp, tcp.ack.wrapping_sub(1), 0, SYN | (tcp.flags & ECN))
 }
 
-/// Cuts the payload off. Only complete checksums would need its sum, and those packets are about to be resets whose
-/// loss costs a retransmission.
+/// Cuts the payload off. Segments come with partial checksums (local ones, and those GRO has merged) or complete ones
+/// (as a network card hands them over); both are right afterwards.
 #[inline(always)]
 pub fn drop_payload(ctx: &TcContext, ip: &Ip, tcp: &Tcp) -> Result<(), Reason> {
     if tcp.payload == 0 {
@@ -144,5 +144,6 @@ pub fn drop_payload(ctx: &TcContext, ip: &Ip, tcp: &Tcp) -> Result<(), Reason> {
     if unsafe { bpf_skb_change_tail(ctx.skb.skb, end, 0) } != 0 {
         return Err(Reason::Internal);
     }
-    set_length(ctx, ip, end)
+    set_length(ctx, ip, end)?;
+    complete_checksum(ctx, ip, tcp.header, end, 0)
 }
