@@ -9,8 +9,8 @@ use std::{
 use anyhow::Context;
 use common::{
     abi,
-    identity::{NETWORK_IDENTITY, Network, PeerPu, SessionPu},
-    verdict::{self, Pair},
+    identity::{PeerPu, SessionPu},
+    verdict::Pair,
 };
 use ipnet::IpNet;
 use policy::{Action, Capabilities, Compiled, Identity, IdentityId, Namespace, PolicyRule};
@@ -23,7 +23,7 @@ use crate::{
     config::{Config, Strangers, Unmanaged},
     handshake::{Own, Session, Sessions},
     identity::{Anchors, OwnIdentity, Prekeys, PreparedCredential, Tags, Verifier},
-    map_write::{ConfigWriter, MapWriteError, Maps, Networks, Pairs, Prefix, Pus},
+    map_write::{ConfigWriter, MapWriteError, Maps, Networks, Pairs, Pus, intervals, network_table},
 };
 
 /// Sessions with other enforcers, at most; the size of the map.
@@ -226,8 +226,7 @@ impl State {
     /// Judges a pair and writes its verdicts.
     pub fn judge_pair(&mut self, pair: Pair) -> Result<(), MapWriteError> {
         let verdict = self.compiled.pair(IdentityId(pair.subject), IdentityId(pair.object));
-        let intervals: Vec<verdict::Interval> = verdict.intervals.iter().map(interval).collect();
-        self.pairs.write(pair, &intervals).map(drop)
+        self.pairs.write(pair, &intervals(&verdict)).map(drop)
     }
 
     /// The verdict as the policy gives it: allowed, rule, observe rule.
@@ -243,18 +242,7 @@ impl State {
 
     /// External and identity networks as one table for the kernel.
     pub fn write_networks(&mut self) -> Result<(), MapWriteError> {
-        let externals: HashMap<IpNet, IdentityId> = self.compiled.external_prefixes().into_iter().collect();
-        let prefixes: BTreeSet<IpNet> =
-            externals.keys().copied().chain(self.identity_networks.iter().map(IpNet::trunc)).collect();
-        let mut wanted = HashMap::new();
-        for net in prefixes {
-            let external = narrowest(&externals, net);
-            let identity = self.identity_networks.iter().any(|network| network.contains(&net));
-            let flags = if identity { NETWORK_IDENTITY } else { 0 };
-            if let Some(prefix) = Prefix::new(net.network(), net.prefix_len()) {
-                wanted.insert(prefix, Network { external, flags });
-            }
-        }
+        let wanted = network_table(self.compiled.external_prefixes(), &self.identity_networks);
         self.networks.replace(&wanted).map(drop)
     }
 
@@ -303,23 +291,6 @@ pub(super) struct Verdict {
     pub log: bool,
     pub rule: u32,
     pub observed_rule: u32,
-}
-
-/// The external identity of the narrowest named prefix that holds all of `net`, 0 if there is none.
-fn narrowest(externals: &HashMap<IpNet, IdentityId>, net: IpNet) -> u32 {
-    std::iter::successors(Some(net), IpNet::supernet).find_map(|net| externals.get(&net)).map_or(0, |id| id.0)
-}
-
-fn interval(from: &policy::Interval) -> verdict::Interval {
-    let allow = if from.action == Action::Allow { verdict::VERDICT_ALLOW } else { 0 };
-    let log = if from.log { verdict::VERDICT_LOG } else { 0 };
-    verdict::Interval {
-        low: from.lo,
-        high: from.hi,
-        rule: from.rule.0,
-        observed_rule: from.observed_rule.0,
-        flags: allow | log,
-    }
 }
 
 /// Each tag as `key=value`.

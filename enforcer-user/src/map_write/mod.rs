@@ -22,8 +22,8 @@ use common::identity::{ListenerKey, PeerAddr, PeerPu, Session, SessionPu};
 
 pub use config::ConfigWriter;
 pub use docs::{DOC_MAX, Docs};
-pub use networks::{Networks, Prefix};
-pub use pairs::{Pairs, PairsUse};
+pub use networks::{Networks, Prefix, network_table};
+pub use pairs::{Pairs, PairsUse, intervals};
 pub use pus::Pus;
 pub use sockets::Sockets;
 pub use stats::Stats;

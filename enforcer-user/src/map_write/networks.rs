@@ -1,12 +1,14 @@
 //! `NETWORKS`: what a destination address means.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use aya::maps::lpm_trie::Key;
-use common::identity::Network;
+use common::identity::{NETWORK_IDENTITY, Network};
 use common::{Addr, addr_v4};
+use ipnet::{IpNet, Ipv4Net};
+use policy::IdentityId;
 
 use super::{MapWriteError, Table};
 
@@ -90,6 +92,36 @@ impl Networks {
     }
 }
 
+/// The first mapped IPv4 address.
+const MAPPED: IpAddr = IpAddr::V6(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped());
+const ALL_IPV4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
+
+/// External networks and identity networks as the one table the kernel looks in. Where one lies within the other, the
+/// narrower prefix carries both meanings, as a longest-prefix match finds only one entry. IPv4 lies within IPv6 there, as
+/// mapped addresses; an entry for all of it keeps an IPv6 network as wide as `::/0` from meaning IPv4 too.
+pub fn network_table(
+    externals: impl IntoIterator<Item = (IpNet, IdentityId)>,
+    identity: &[IpNet],
+) -> HashMap<Prefix, Network> {
+    let externals: HashMap<IpNet, IdentityId> = externals.into_iter().collect();
+    let mut prefixes: BTreeSet<IpNet> = externals.keys().copied().chain(identity.iter().map(IpNet::trunc)).collect();
+    if prefixes.iter().any(|net| net.contains(&MAPPED)) {
+        prefixes.insert(IpNet::from(ALL_IPV4));
+    }
+    let entry = |net: IpNet| {
+        let within = identity.iter().any(|network| network.contains(&net));
+        let network =
+            Network { external: narrowest(&externals, net), flags: if within { NETWORK_IDENTITY } else { 0 } };
+        Some((Prefix::new(net.network(), net.prefix_len())?, network))
+    };
+    prefixes.into_iter().filter_map(entry).collect()
+}
+
+/// The external identity of the narrowest named prefix that holds all of `net`, 0 if there is none.
+fn narrowest(externals: &HashMap<IpNet, IdentityId>, net: IpNet) -> u32 {
+    std::iter::successors(Some(net), IpNet::supernet).find_map(|net| externals.get(&net)).map_or(0, |id| id.0)
+}
+
 fn words(octets: [u8; 16]) -> Addr {
     let mut words = [0; 4];
     for (word, bytes) in words.iter_mut().zip(octets.chunks_exact(4)) {
@@ -115,6 +147,28 @@ mod tests {
         assert_eq!(prefix("fd00::1", 127), prefix("fd00::", 127));
         assert_ne!(prefix("fd00::1", 128), prefix("fd00::", 128));
         assert_eq!(prefix("fd00:0:0:1::", 48), prefix("fd00::", 48));
+    }
+
+    #[test]
+    fn a_wide_ipv6_network_means_no_ipv4() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let external = |text: &str, number| (net(text), IdentityId(number));
+        let table = network_table([external("::/0", 1), external("10.0.0.0/8", 2)], &[net("fd00::/8")]);
+        let entry = |text: &str| {
+            let net = net(text);
+            let network = table[&Prefix::new(net.addr(), net.prefix_len()).unwrap()];
+            (network.external, network.flags)
+        };
+        assert_eq!(entry("::/0"), (1, 0));
+        assert_eq!(entry("0.0.0.0/0"), (0, 0));
+        assert_eq!(entry("10.0.0.0/8"), (2, 0));
+        assert_eq!(entry("fd00::/8"), (1, NETWORK_IDENTITY));
+        assert_eq!(table.len(), 4);
+        assert_eq!(network_table([external("2001:db8::/32", 1)], &[]).len(), 1);
+        assert_eq!(
+            network_table([external("0.0.0.0/0", 7)], &[net("::/0")])[&Prefix { addr: addr_v4(0), len: 96 }].external,
+            7
+        );
     }
 
     #[test]

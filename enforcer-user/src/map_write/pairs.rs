@@ -12,7 +12,8 @@ use std::thread;
 use std::time::Instant;
 
 use common::abi::MAX_INTERVALS;
-use common::verdict::{Interval, Pair, Run};
+use common::verdict::{Interval, Pair, Run, VERDICT_ALLOW, VERDICT_LOG};
+use policy::{Action, PairVerdict};
 use ring::digest;
 
 use super::{MapWriteError, Table};
@@ -223,6 +224,25 @@ impl Pairs {
             }
         }
     }
+}
+
+/// The verdicts on a pair of identities as the kernel looks them up.
+pub fn intervals(verdict: &PairVerdict) -> Vec<Interval> {
+    verdict
+        .intervals
+        .iter()
+        .map(|from| {
+            let allow = if from.action == Action::Allow { VERDICT_ALLOW } else { 0 };
+            let log = if from.log { VERDICT_LOG } else { 0 };
+            Interval {
+                low: from.lo,
+                high: from.hi,
+                rule: from.rule.0,
+                observed_rule: from.observed_rule.0,
+                flags: allow | log,
+            }
+        })
+        .collect()
 }
 
 fn check(pair: Pair, intervals: &[Interval]) -> Result<(), MapWriteError> {
