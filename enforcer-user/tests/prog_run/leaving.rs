@@ -20,7 +20,7 @@ fn a_syn_of_a_known_session_resumes() {
 
             // A retransmission is the same packet, for the same flow.
             assert_eq!(bench.out(&syn.frame()), (Pass, out));
-            assert_eq!(bench.maps.flows.get(&key(pu, SPORT, peer, PORT)).unwrap().unwrap().packets_out, 1);
+            assert_eq!(bench.maps.flows.get(&key(pu, SPORT, peer, PORT)).unwrap().unwrap().packets_out, 2);
 
             // Expired, or with an index not known yet: HELLO instead.
             for session in [Session { until_ns: 1, ..session() }, Session { peer_index: 0, ..session() }] {
