@@ -133,6 +133,33 @@ impl Host {
         Ok(())
     }
 
+    /// Puts a bad stretch between the host and the switch, which doubles packets and changes their order, each way.
+    ///
+    /// It lasts as long as the process; after that the host is cut off until [`Self::unshuffle`].
+    pub fn shuffle(&self, double: u8, delay: u8) -> Result<Proc> {
+        let (shared, name) = (&self.0.shared, self.name());
+        // What a packet socket sees must be fit for the wire: no checksums left to the hardware.
+        for netns in shared.namespaces.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            netns.command("ethtool", &["-K", "eth0", "tx", "off"])?;
+        }
+        shared.switch.ip(&format!(
+            "link set p-{name} nomaster\nlink add s-{name} type veth peer name t-{name}\nlink set s-{name} up\nlink set t-{name} up\nlink set t-{name} master br0\n"
+        ))?;
+        let place = Place { netns: shared.switch.clone(), ..self.0.place.clone() };
+        let (double, delay) = (double.to_string(), delay.to_string());
+        let ends = [format!("p-{name}"), format!("s-{name}")];
+        let mut process =
+            place.spawn_tool(&["shuffle", &ends[0], &ends[1], "--double", &double, "--delay", &delay])?;
+        process.wait_for_line("READY", Duration::from_secs(5))?;
+        Ok(process)
+    }
+
+    /// Connects the host to the switch again as it was before [`Self::shuffle`].
+    pub fn unshuffle(&self) -> Result<()> {
+        let name = self.name();
+        self.0.shared.switch.ip(&format!("link del s-{name}\nlink set p-{name} master br0\n"))
+    }
+
     /// Sets a sysctl of the host, named by its path below `/proc/sys`, such as `net/ipv4/tcp_syncookies`.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         self.0.place.netns.sysctl(name, value)

@@ -38,7 +38,7 @@ pub struct Lab {
 pub(crate) struct Shared {
     pub(crate) run: String,
     pub(crate) directory: PathBuf,
-    pub(crate) switch: Netns,
+    pub(crate) switch: Arc<Netns>,
     pub(crate) namespaces: Mutex<Vec<Arc<Netns>>>,
     pub(crate) keep: Arc<AtomicBool>,
     options: Options,
@@ -63,7 +63,7 @@ impl Lab {
                 shared: Arc::new(Shared {
                     directory: run::directory(&run),
                     run,
-                    switch,
+                    switch: Arc::new(switch),
                     namespaces: Mutex::default(),
                     keep: Arc::default(),
                     options,

@@ -16,10 +16,12 @@
 //! is interrupted, or, after a crash, when the next lab starts.
 
 mod cgroup;
+mod counters;
 mod enforcer;
 mod host;
 mod lab;
 mod netns;
+mod pair;
 mod process;
 mod run;
 pub mod tool;
@@ -27,9 +29,11 @@ mod traffic;
 mod workload;
 
 pub use cgroup::cgroup2_mount;
+pub use counters::Counters;
 pub use enforcer::{AGENT_TIMEOUT, Record, enforcer_binary, use_enforcer};
 pub use host::{Capture, Host};
 pub use lab::{Lab, Options};
+pub use pair::Pair;
 pub use process::{Output, Place, Proc};
-pub use traffic::{Attempt, Load, Outcome, Server, ServerEvent, lab_tool};
+pub use traffic::{Attempt, Listener, Load, Outcome, Server, ServerEvent, Talk, lab_tool};
 pub use workload::Workload;

@@ -48,6 +48,17 @@ pub struct Attempt {
     pub reply: String,
 }
 
+/// One end's account of a connection played by `lab-tool dialog`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Talk {
+    /// Every step went as said.
+    pub ok: bool,
+    /// The step that did not, and why.
+    pub failed: String,
+    /// Microseconds until the connection was made.
+    pub micros: u64,
+}
+
 /// What a load generator measured.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Load {
@@ -125,10 +136,43 @@ impl Place {
         Ok(Server(server))
     }
 
+    /// Starts an end that listens and then plays `steps` (`lab-tool dialog --help`) on each connection.
+    pub fn listen_and_play(&self, listen: &str, options: &[&str], steps: &[&str]) -> Result<Listener> {
+        let mut process = self.spawn_tool(&[&["dialog", "--listen", listen], options, steps].concat())?;
+        process.wait_for_line("READY", Duration::from_secs(5))?;
+        Ok(Listener(process))
+    }
+
+    /// Calls `to` and plays `steps`; a [`Talk`] for each of `--times` connections.
+    pub fn call_and_play(&self, to: &str, options: &[&str], steps: &[&str]) -> Result<Vec<Talk>> {
+        let tool = text(lab_tool()?);
+        let line = [&[tool.as_str(), "dialog", "--to", to], options, steps].concat();
+        talks(self.exec_within(&line, Duration::from_secs(120))?.ok()?)
+    }
+
     /// Runs a load generator (`crr`, `rr` or `stream`) against a server.
     pub fn load(&self, kind: &str, to: &str, args: &[&str]) -> Result<Load> {
         self.tool(&[&[kind, to], args].concat())
     }
+}
+
+/// A running `lab-tool dialog --listen`.
+#[derive(Debug)]
+pub struct Listener(Proc);
+
+impl Listener {
+    /// Waits until it has played all its connections, and returns what it says of each.
+    pub fn finish(mut self, limit: Duration) -> Result<Vec<Talk>> {
+        let ended = self.0.wait(limit)?;
+        let said = self.0.stdout();
+        anyhow::ensure!(ended.is_some(), "still listening after {limit:?}: {said}{}", self.0.stderr());
+        talks(&said)
+    }
+}
+
+fn talks(text: &str) -> Result<Vec<Talk>> {
+    let lines = text.lines().filter(|line| line.starts_with('{'));
+    lines.map(|line| serde_json::from_str(line).with_context(|| format!("not a dialog's line: {line}"))).collect()
 }
 
 impl Server {

@@ -1,4 +1,4 @@
-//! `lab-tool connect`: attempts, one after another, each with its outcome, errno and microseconds.
+//! `lab-tool connect`: attempts, one after another or all at once, each with its outcome, errno and microseconds.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -22,6 +22,9 @@ pub(crate) struct Connect {
     /// How many attempts to make
     #[arg(long, default_value_t = 1)]
     count: usize,
+    /// Make all attempts at the same time
+    #[arg(long)]
+    parallel: bool,
     /// Milliseconds to wait for the connection, and again for the reply
     #[arg(long, default_value_t = 1000)]
     timeout: u64,
@@ -42,7 +45,14 @@ pub(crate) struct Connect {
 impl Connect {
     pub(crate) fn run(self) -> Result<()> {
         let mut attempts = Vec::with_capacity(self.count);
-        for number in 0..self.count {
+        if self.parallel {
+            let made = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..self.count).map(|_| scope.spawn(|| self.attempt())).collect();
+                threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
+            });
+            attempts.extend(made.into_iter().flatten());
+        }
+        for number in attempts.len()..self.count {
             if number > 0 && self.pause > 0 {
                 std::thread::sleep(Duration::from_millis(self.pause));
             }

@@ -22,6 +22,9 @@ pub(crate) struct Hold {
     /// Milliseconds to wait for each connection
     #[arg(long, default_value_t = 1000)]
     timeout: u64,
+    /// Send every SYN before any answer is waited for
+    #[arg(long)]
+    burst: bool,
     /// Send a byte on every connection this often, in milliseconds (0: never)
     #[arg(long, default_value_t = 0)]
     ping: u64,
@@ -40,8 +43,8 @@ impl Hold {
     /// Prints `READY {"open":n,"failed":n}`, then a line for each connection that ends, and leaves when none is left.
     pub(crate) fn run(self) -> Result<()> {
         let timeout = Duration::from_millis(self.timeout);
-        let attempts = (0..self.count).map(|_| socket::connected(self.to, timeout));
-        let mut open: Vec<(usize, TcpStream)> = attempts.filter_map(Result::ok).enumerate().collect();
+        let made = if self.burst { self.burst(timeout) } else { self.one_by_one(timeout) };
+        let mut open: Vec<(usize, TcpStream)> = made.into_iter().enumerate().collect();
         println!("READY {{\"open\":{},\"failed\":{}}}", open.len(), self.count - open.len());
         let begin = Instant::now();
         let step = if self.ping == 0 { 1000 } else { self.ping };
@@ -71,5 +74,21 @@ impl Hold {
             });
         }
         Ok(())
+    }
+
+    fn one_by_one(&self, timeout: Duration) -> Vec<TcpStream> {
+        (0..self.count).filter_map(|_| socket::connected(self.to, timeout).ok()).collect()
+    }
+
+    fn burst(&self, timeout: Duration) -> Vec<TcpStream> {
+        let started: Vec<_> = (0..self.count).map(|_| socket::start(self.to, None)).collect();
+        let deadline = Instant::now() + timeout;
+        let made = started.into_iter().filter_map(|(stream, started)| {
+            let stream = stream.filter(|_| started.is_ok())?;
+            socket::finish(&stream, deadline).ok()?;
+            stream.set_nonblocking(false).ok()?;
+            Some(stream)
+        });
+        made.collect()
     }
 }

@@ -1,10 +1,12 @@
 //! The traffic tool's commands. Each prints JSON; servers print `READY` once they listen.
 
 mod connect;
+mod dialog;
 mod hold;
 mod load;
 mod raw;
 mod serve;
+mod shuffle;
 mod socket;
 
 use std::process::ExitCode;
@@ -25,6 +27,8 @@ enum Command {
     Serve(serve::Serve),
     /// Try to connect, once or more, and say how it ended
     Connect(connect::Connect),
+    /// Play one end of a connection step by step
+    Dialog(dialog::Dialog),
     /// Open connections and keep them open, reporting each that ends
     Hold(hold::Hold),
     /// Connect, request, response, close: as many as possible
@@ -33,6 +37,8 @@ enum Command {
     Rr(load::Load),
     /// Send in bulk on one or more connections
     Stream(load::Load),
+    /// Double packets between two interfaces and change their order
+    Shuffle(shuffle::Shuffle),
     /// Send a hand-made TCP segment, or a whole captured frame, and print what comes back
     Raw(raw::Raw),
 }
@@ -41,15 +47,20 @@ enum Command {
 pub fn main() -> ExitCode {
     // Thousands of connections in flight need as many descriptors.
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+        let more = most.max(100_000);
+        if setrlimit(Resource::RLIMIT_NOFILE, more, more).is_err() {
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+        }
     }
     let result = match Cli::parse().command {
         Command::Serve(serve) => serve.run(),
         Command::Connect(connect) => connect.run(),
+        Command::Dialog(dialog) => dialog.run(),
         Command::Hold(hold) => hold.run(),
         Command::Crr(load) => load.run("crr"),
         Command::Rr(load) => load.run("rr"),
         Command::Stream(load) => load.run("stream"),
+        Command::Shuffle(shuffle) => shuffle.run(),
         Command::Raw(raw) => raw.run(),
     };
     match result {

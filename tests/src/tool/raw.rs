@@ -232,6 +232,21 @@ fn own_address(to: SocketAddr) -> Result<IpAddr> {
     Ok(probe.local_addr()?.ip())
 }
 
+/// A packet socket that sees every frame of one interface.
+pub(crate) fn bound_to_link(index: u32) -> Result<OwnedFd> {
+    let descriptor = raw_socket(AddressFamily::Packet, None)?;
+    // SAFETY: sockaddr_ll is plain data, for which zeroes are valid.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_ifindex = i32::try_from(index)?;
+    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    let length = std::mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the pointer is to live data of the length given.
+    let bound = unsafe { libc::bind(descriptor.as_raw_fd(), (&raw const address).cast(), length) };
+    Errno::result(bound)?;
+    Ok(descriptor)
+}
+
 fn send_on_link(socket: &OwnedFd, index: u32, frame: &[u8]) -> Result<(), Errno> {
     // SAFETY: sockaddr_ll is plain data, for which zeroes are valid.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };

@@ -190,7 +190,8 @@ fn key_of(descriptor: &impl AsRawFd) -> u64 {
     u64::from(descriptor.as_raw_fd().unsigned_abs())
 }
 
-fn bound(address: SocketAddr) -> Result<OwnedFd> {
+/// A listening socket, non-blocking.
+pub(super) fn bound(address: SocketAddr) -> Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let descriptor = socket(family, SockType::Stream, flags, None)?;
