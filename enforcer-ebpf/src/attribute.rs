@@ -53,11 +53,12 @@ impl Source {
         }
     }
 
-    /// The PU that would receive this packet.
+    /// The PU that would receive this packet. What opens a connection is also for a listener whose former connection on
+    /// these ports waits for its last segments.
     #[inline(always)]
-    pub fn receiver(self, ctx: &TcContext, ip: &Ip, key: &FlowKey) -> u32 {
+    pub fn receiver(self, ctx: &TcContext, ip: &Ip, key: &FlowKey, opening: bool) -> u32 {
         match self {
-            Source::Socket => receiving_socket(ctx, ip, key),
+            Source::Socket => receiving_socket(ctx, ip, key, opening),
             Source::Interface => interface_pu(ctx),
         }
     }
@@ -150,7 +151,7 @@ struct Tuple(bpf_sock_tuple);
 unsafe impl Clear for Tuple {}
 
 #[inline(never)]
-fn receiving_socket(ctx: &TcContext, ip: &Ip, key: &FlowKey) -> u32 {
+fn receiving_socket(ctx: &TcContext, ip: &Ip, key: &FlowKey, opening: bool) -> u32 {
     cleared!(storage: Tuple);
     let tuple = &mut storage.0;
     // SAFETY: plain fields of a union we own; the socket is null-checked and released.
@@ -172,7 +173,18 @@ fn receiving_socket(ctx: &TcContext, ip: &Ip, key: &FlowKey) -> u32 {
         };
         let netns = BPF_F_CURRENT_NETNS as i64 as u64;
         let sk = if key.proto == TCP {
-            bpf_sk_lookup_tcp(ctx.as_ptr(), tuple, size, netns, 0)
+            let sk = bpf_sk_lookup_tcp(ctx.as_ptr(), tuple, size, netns, 0);
+            if sk.is_null() && opening {
+                // A socket in TIME_WAIT hides the listener. No connection has the remote port 0.
+                if ip.v6 {
+                    tuple.__bindgen_anon_1.ipv6.sport = 0;
+                } else {
+                    tuple.__bindgen_anon_1.ipv4.sport = 0;
+                }
+                bpf_sk_lookup_tcp(ctx.as_ptr(), tuple, size, netns, 0)
+            } else {
+                sk
+            }
         } else {
             bpf_sk_lookup_udp(ctx.as_ptr(), tuple, size, netns, 0)
         };

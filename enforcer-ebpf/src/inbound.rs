@@ -20,7 +20,7 @@ use crate::{
     maps::{KNOWN_TO_PEER, SESSIONS},
     other_protocols,
     outbound::{DROP, PASS, Packet, scratch},
-    packet::{ACK, Kind, RST, SYN, parse},
+    packet::{ACK, FIN, Kind, RST, SYN, parse},
     turn_around::{Way, into_reset, send_back},
 };
 
@@ -41,7 +41,7 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source) -> i32 {
         Lookup::Ours(flow) if !opening => of_flow(&packet, flow),
         Lookup::Ours(flow) => opened(&packet, flow.pu, Some(flow)),
         Lookup::None => {
-            let pu = source.receiver(ctx, packet.ip, packet.key);
+            let pu = source.receiver(ctx, packet.ip, packet.key, opening);
             if pu == UNMANAGED {
                 return unmanaged(&packet, opening);
             }
@@ -99,6 +99,9 @@ fn handshake(packet: &Packet, flow: &mut Flow) -> i32 {
     }
     match flow.state {
         SYN_SENT if flags & SYN != 0 => answered(packet, flow),
+        // A server that still holds an older connection on these ports: the client's stack answers with the reset that
+        // ends it (RFC 9293 section 3.10.7.3), and takes nothing else from it.
+        SYN_SENT if flags & FIN == 0 && packet.tcp.payload == 0 => PASS,
         CONFIRMING if flags & SYN != 0 => answered(packet, flow),
         CONFIRMING => {
             flow.state = ESTABLISHED;

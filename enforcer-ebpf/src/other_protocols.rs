@@ -105,7 +105,7 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Pa
     if source == Source::Socket && ip.proto != TCP && ip.proto != UDP {
         return PASS;
     }
-    let pu = source.receiver(ctx, ip, key);
+    let pu = source.receiver(ctx, ip, key, false);
     if pu == UNMANAGED || is_neighbour_discovery(ip, dport) || is_icmp_error(ip, dport) {
         return PASS;
     }
