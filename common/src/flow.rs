@@ -57,6 +57,10 @@ pub const FLAG_LOG: u8 = 8;
 pub const FLAG_RETRIED: u8 = 16;
 /// This end sent its credential in the SYN-ACK.
 pub const FLAG_CREDENTIAL_SENT: u8 = 32;
+/// The socket at this end is gone; only its reset may still leave.
+pub const FLAG_CLOSED: u8 = 64;
+/// A socket at this end holds the connection: sockops will tell its end.
+pub const FLAG_SOCKET: u8 = 128;
 
 /// Value of the map `FLOWS`.
 #[repr(C)]

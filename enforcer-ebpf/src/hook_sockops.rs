@@ -6,7 +6,8 @@ use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
         BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
-        BPF_SOCK_OPS_WRITE_HDR_OPT_CB, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG, BPF_TCP_CLOSE, BPF_TCP_LISTEN, bpf_sock_ops,
+        BPF_SOCK_OPS_WRITE_HDR_OPT_CB, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG, BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT,
+        BPF_TCP_ESTABLISHED, BPF_TCP_FIN_WAIT1, BPF_TCP_LISTEN, bpf_sock_ops,
     },
     helpers::generated::{bpf_reserve_hdr_opt, bpf_store_hdr_opt},
     macros::sock_ops,
@@ -16,7 +17,7 @@ use common::{
     addr_v4,
     drop_reason::Reason,
     event::EVENT_END,
-    flow::{CONFIRMING, CUT, ESTABLISHED, Flow, FlowKey},
+    flow::{CONFIRMING, CUT, ESTABLISHED, FLAG_CLOSED, FLAG_RST, FLAG_SOCKET, Flow, FlowKey},
     identity::ListenerKey,
     wire::OPTION_LEN,
 };
@@ -115,7 +116,8 @@ fn connecting(ctx: &SockOpsContext) {
 fn established(ctx: &SockOpsContext, flags: u32) {
     cleared!(key: FlowKey);
     identify(ctx, key);
-    if flow_of(key).is_some() {
+    if let Some(flow) = flow_of(key) {
+        flow.flags |= FLAG_SOCKET;
         let _ = ctx.set_cb_flags((ctx.cb_flags() | flags) as i32);
     }
 }
@@ -167,7 +169,10 @@ fn state_changed(ctx: &SockOpsContext) {
     if matches!(flow.state, ESTABLISHED | CONFIRMING) {
         flow_event(EVENT_END, key, flow, Reason::Allowed, rtt);
     }
-    if flow.state != CUT {
+    // The stack says that a socket is closed before it sends the reset that breaks the connection off.
+    if flow.flags & FLAG_RST == 0 && matches!(old, BPF_TCP_ESTABLISHED | BPF_TCP_CLOSE_WAIT | BPF_TCP_FIN_WAIT1) {
+        flow.flags |= FLAG_CLOSED;
+    } else if flow.state != CUT {
         remove(key);
     }
 }

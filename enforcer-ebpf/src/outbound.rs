@@ -8,8 +8,8 @@ use common::{
     abi::Config,
     drop_reason::Reason,
     flow::{
-        CLIENT, CONFIRMING, CUT, ESTABLISHED, FLAG_CREDENTIAL_SENT, Flow, FlowKey, PATH_EXTERNAL, PATH_HELLO, SERVER,
-        SYN_RECEIVED,
+        CLIENT, CONFIRMING, CUT, ESTABLISHED, FLAG_CLOSED, FLAG_CREDENTIAL_SENT, Flow, FlowKey, PATH_EXTERNAL,
+        PATH_HELLO, SERVER, SYN_RECEIVED,
     },
     identity::{Pu, SessionPu},
     wire::{HELLO_REPLY, RESUME_REPLY, Transcript, sealed},
@@ -20,7 +20,7 @@ use crate::{
     cleared::cleared,
     confirm,
     emit::{At, Parties, count_handshake, refused},
-    flow_table::{Lookup, account_out, coarse_now, find},
+    flow_table::{Lookup, account_out, coarse_now, find, remove},
     maps::{CREDENTIALS, KNOWN_TO_PEER, PACKET_SCRATCH, SESSIONS},
     other_protocols,
     outbound_open::open,
@@ -110,9 +110,20 @@ fn of_flow(packet: &Packet, flow: &mut Flow) -> i32 {
             return settle_option(packet, flow);
         }
         account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
+        if packet.tcp.flags & RST != 0 {
+            last_word(packet, flow);
+        }
         return PASS;
     }
     handshake(packet, flow)
+}
+
+/// A reset leaves: behind a socket that is gone there is nothing more to come.
+#[inline(always)]
+fn last_word(packet: &Packet, flow: &Flow) {
+    if flow.flags & FLAG_CLOSED != 0 {
+        remove(packet.key);
+    }
 }
 
 #[inline(never)]
@@ -122,6 +133,7 @@ fn handshake(packet: &Packet, flow: &mut Flow) -> i32 {
     }
     if packet.tcp.flags & RST != 0 {
         account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
+        last_word(packet, flow);
         return PASS;
     }
     if flow.state == SYN_RECEIVED && packet.tcp.flags & (SYN | ACK) == SYN | ACK {

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use common::flow::{CUT, ESTABLISHED, FLAG_FIN_IN, FLAG_FIN_OUT, FLAG_RST, Flow, FlowKey, SYN_RECEIVED, SYN_SENT};
+use common::flow::{
+    CUT, ESTABLISHED, FLAG_CLOSED, FLAG_FIN_IN, FLAG_FIN_OUT, FLAG_RST, FLAG_SOCKET, Flow, FlowKey, SYN_RECEIVED,
+    SYN_SENT,
+};
 
 use super::{Shared, clock, policy, pus};
 use crate::{
@@ -141,12 +144,15 @@ fn patience(key: &FlowKey, flow: &Flow) -> Option<Duration> {
         SYN_SENT => Some(Duration::from_secs(135)),
         SYN_RECEIVED => Some(Duration::from_secs(70)),
         CUT => Some(Duration::from_secs(60)),
-        // The end of a socket's flow is told by sockops, and only then it is over.
-        _ if closing && flow.pu_ifindex != 0 => Some(Duration::from_secs(60)),
         ESTABLISHED if key.proto != libc::IPPROTO_TCP as u8 => Some(Duration::from_secs(180)),
+        // Its reset follows at once or never.
+        _ if flow.flags & FLAG_CLOSED != 0 => Some(Duration::from_secs(5)),
+        _ if flow.pu_ifindex == 0 && flow.flags & FLAG_SOCKET != 0 => None,
         // Behind a PU's own interface the end can be missed.
+        _ if flow.pu_ifindex != 0 && closing => Some(Duration::from_secs(60)),
         _ if flow.pu_ifindex != 0 => Some(Duration::from_secs(5 * 24 * 3600)),
-        _ => None,
+        // The listener took no more: no socket came of it, and TCP has given it up.
+        _ => Some(Duration::from_secs(135)),
     }
 }
 
