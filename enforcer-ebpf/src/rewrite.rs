@@ -223,6 +223,9 @@ const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;
 const OPTION_MPTCP: u8 = 30;
 const OPTION_FAST_OPEN: u8 = 34;
+const OPTION_EXPERIMENT: u8 = 254;
+/// Fast Open as an experiment (RFC 7413 appendix A), which Linux tries next when a server took no notice of the option.
+const EXPERIMENT_FAST_OPEN: [u8; 2] = [0xf9, 0x89];
 
 /// Options that are walked before a header counts as full.
 const MAX_OPTIONS: u32 = 10;
@@ -236,16 +239,17 @@ pub fn make_room(ctx: &TcContext, ip: &Ip, tcp: &Tcp) -> Result<u32, Reason> {
     for _ in 0..MAX_OPTIONS {
         // A bound the verifier sees without following every value.
         at = core::hint::black_box(at) & 63;
-        let mut head = [0u8; 2];
-        // SAFETY: reads two bytes into a value we own.
-        let read = unsafe { bpf_skb_load_bytes(raw(ctx), ip.l4 + at, head.as_mut_ptr().cast(), 2) };
+        let mut head = [0u8; 4];
+        // SAFETY: reads four bytes into a value we own.
+        let read = unsafe { bpf_skb_load_bytes(raw(ctx), ip.l4 + at, head.as_mut_ptr().cast(), 4) };
         if read != 0 || at + 2 > tcp.header {
             break;
         }
         match head[0] {
             OPTION_END => break,
             OPTION_NOP => at += 1,
-            OPTION_MPTCP | OPTION_FAST_OPEN => {
+            OPTION_EXPERIMENT if [head[2], head[3]] != EXPERIMENT_FAST_OPEN => at += head[1] as u32,
+            OPTION_MPTCP | OPTION_FAST_OPEN | OPTION_EXPERIMENT => {
                 let kept = (at + 3) & !3;
                 if kept + OPTION > MAX_HEADER || kept > tcp.header {
                     break;
