@@ -148,8 +148,7 @@ impl Host {
         let place = Place { netns: shared.switch.clone(), ..self.0.place.clone() };
         let (double, delay) = (double.to_string(), delay.to_string());
         let ends = [format!("p-{name}"), format!("s-{name}")];
-        let mut process =
-            place.spawn_tool(&["shuffle", &ends[0], &ends[1], "--double", &double, "--delay", &delay])?;
+        let mut process = place.spawn_tool(&["shuffle", &ends[0], &ends[1], "--double", &double, "--delay", &delay])?;
         process.wait_for_line("READY", Duration::from_secs(5))?;
         Ok(process)
     }

@@ -76,7 +76,9 @@ impl Pair {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                let flows = |host: &Host| host.enforcer(&["flows"]).map(|output| output.stdout.chars().take(1500).collect::<String>());
+                let flows = |host: &Host| {
+                    host.enforcer(&["flows"]).map(|output| output.stdout.chars().take(1500).collect::<String>())
+                };
                 anyhow::bail!("flows left: {left:?}\n{}\n{}", flows(&self.a)?, flows(&self.b)?);
             }
             std::thread::sleep(Duration::from_millis(50));

@@ -360,7 +360,11 @@ fn a_storm_of_20_000_in_flight() -> Result<()> {
         drop(holds);
         pair.settled_within(Duration::from_secs(20))
     })?;
-    counted.assert_authenticated(20_000, "storm");
+    // Two segments at the same time on two CPUs may both be taken for a flow's first.
+    let about = 20_000..20_020;
+    assert!(about.contains(&counted.a.verdicts_out("allowed")), "{}", counted.a.verdicts_out("allowed"));
+    assert!(about.contains(&counted.b.verdicts_in("allowed")), "{}", counted.b.verdicts_in("allowed"));
+    assert!(about.contains(&counted.b.packets_in("confirm")), "{}", counted.b.packets_in("confirm"));
     // Cold, more first contacts come than the ring holds: those wait for TCP's timer, counted.
     let pressure = [LATE, &["ring_full", "undecided"]].concat();
     assert_refused_only(&counted.a, &pressure, "client");

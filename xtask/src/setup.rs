@@ -37,6 +37,7 @@ const TOOLS: &[Tool] = &[
     Tool { command: "openssl", package: "openssl", why: "a second opinion on our certificates" },
     Tool { command: "promtool", package: "prometheus", why: "a second opinion on our metrics" },
     Tool { command: "hping3", package: "hping3", why: "forged segments" },
+    Tool { command: "ethtool", package: "ethtool", why: "complete checksums in the laboratory" },
     Tool { command: "curl", package: "curl", why: "metrics by hand" },
     Tool { command: "cc", package: "gcc", why: "the C parts of ring" },
     Tool { command: "c++", package: "g++", why: "the C++ library that bpf-linker is linked with" },

@@ -130,7 +130,12 @@ impl Dialog {
         match &self.fast_open {
             Some(data) => {
                 let target = SockaddrStorage::from(to);
-                let sent = sendto(stream.as_raw_fd(), data.as_bytes(), &target, MsgFlags::from_bits_retain(libc::MSG_FASTOPEN))?;
+                let sent = sendto(
+                    stream.as_raw_fd(),
+                    data.as_bytes(),
+                    &target,
+                    MsgFlags::from_bits_retain(libc::MSG_FASTOPEN),
+                )?;
                 if sent != data.len() {
                     bail!("{sent} of {} bytes sent", data.len());
                 }

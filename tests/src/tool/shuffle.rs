@@ -44,7 +44,8 @@ impl Shuffle {
                     let copies = if !is_ip(frame) || chance.percent() >= self.double { 1 } else { 2 };
                     for _ in 0..copies {
                         let delayed = is_ip(frame) && chance.percent() < self.delay;
-                        let delay = if delayed { Duration::from_micros(1000 + chance.next() % 3000) } else { Duration::ZERO };
+                        let delay =
+                            if delayed { Duration::from_micros(1000 + chance.next() % 3000) } else { Duration::ZERO };
                         count += 1;
                         queue.push(Reverse((Instant::now() + delay, count, 1 - side, frame.to_vec())));
                     }
