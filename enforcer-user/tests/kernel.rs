@@ -321,9 +321,10 @@ fn maps_are_written_and_read_back() {
         assert!(took < Duration::from_millis(400), "100,000 flows took {took:?}");
         println!("100,000 flows in {took:?}");
         assert_eq!(maps.flows.fill().unwrap(), ("FLOWS", 100_000, 200_000));
-        assert!(maps.flows.cut(&key(5), common::drop_reason::Reason::Revoked).unwrap());
+        assert_eq!(maps.flows.cut(&key(5), common::drop_reason::Reason::Revoked).unwrap(), Some(true));
         assert_eq!(maps.flows.get(&key(5)).unwrap().unwrap().state, common::flow::CUT);
-        assert!(!maps.flows.cut(&key(500_000), common::drop_reason::Reason::Revoked).unwrap());
+        assert_eq!(maps.flows.cut(&key(5), common::drop_reason::Reason::Revoked).unwrap(), Some(false));
+        assert_eq!(maps.flows.cut(&key(500_000), common::drop_reason::Reason::Revoked).unwrap(), None);
         assert!(!maps.flows.replace(&key(500_000), &Flow::default()).unwrap());
         assert!(!maps.flows.insert_new(&key(5), &Flow::default()).unwrap());
         assert_eq!(maps.flows.retain(|key, _| key.remote[0] % 2 == 0).unwrap(), 50_000);

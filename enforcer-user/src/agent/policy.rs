@@ -1,6 +1,6 @@
 //! Policy in force: reading, applying all or nothing, judging live flows again, cutting those no longer allowed.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use common::{
     abi::{self, INJECT_INGRESS, INJECT_NEIGHBOUR, INJECT_TRUSTED},
@@ -15,7 +15,7 @@ use super::{Shared, names, state::State};
 use crate::{
     config::PolicyText,
     handshake::build::{self, Toward},
-    sys,
+    link_net, sys,
 };
 
 /// Rules and the files they came from.
@@ -128,7 +128,7 @@ fn rejudge(shared: &Shared) {
     let mut doomed = Vec::new();
     {
         let state = shared.state();
-        let mut known = std::collections::HashMap::new();
+        let mut known = HashMap::new();
         let result = shared.maps.flows.for_each(|key, flow| {
             if !matches!(flow.state, ESTABLISHED | CONFIRMING | SYN_RECEIVED) {
                 return;
@@ -145,9 +145,7 @@ fn rejudge(shared: &Shared) {
             tracing::error!(%error, "not every flow could be judged again; each is at its next packet");
         }
     }
-    for (key, flow, rule) in doomed {
-        cut(shared, &key, &flow, Reason::Revoked, rule);
-    }
+    cut_all(shared, Reason::Revoked, &doomed);
 }
 
 fn direction(key: &FlowKey, flow: &Flow) -> (u32, u32, u16) {
@@ -163,44 +161,63 @@ pub(super) fn cut_where(shared: &Shared, reason: Reason, mut doomed: impl FnMut(
     let mut found = Vec::new();
     let result = shared.maps.flows.for_each(|key, flow| {
         if doomed(flow) {
-            found.push((*key, *flow));
+            found.push((*key, *flow, 0));
         }
     });
     if let Err(error) = result {
         tracing::error!(%error, "flows could not be cut");
     }
-    for (key, flow) in found {
-        cut(shared, &key, &flow, reason, 0);
+    cut_all(shared, reason, &found);
+}
+
+/// Cuts flows, each with the rule that forbids it.
+fn cut_all(shared: &Shared, reason: Reason, flows: &[(FlowKey, Flow, u32)]) {
+    if flows.is_empty() {
+        return;
+    }
+    // What comes in through an interface must bear its address, or it is taken for another host's.
+    let links = match link_net::list() {
+        Ok(links) => links.into_iter().map(|link| (link.index, link.address)).collect(),
+        Err(error) => {
+            tracing::warn!(%error, "no link addresses: silent ends of cut flows learn of it at their next packet");
+            HashMap::new()
+        }
+    };
+    for (key, flow, rule) in flows {
+        cut(shared, key, flow, reason, *rule, &links);
     }
 }
 
 /// Cuts one flow: marked, so that any further packet is answered with a reset; and a reset to either end now.
-fn cut(shared: &Shared, key: &FlowKey, flow: &Flow, reason: Reason, rule: u32) {
-    match shared.maps.flows.cut(key, reason) {
-        Ok(true) => {}
-        Ok(false) => return,
+fn cut(shared: &Shared, key: &FlowKey, flow: &Flow, reason: Reason, rule: u32, links: &HashMap<u32, [u8; 6]>) {
+    // One that a packet has cut meanwhile is counted and told of, but its silent end has not heard yet.
+    let fresh = match shared.maps.flows.cut(key, reason) {
+        Ok(Some(fresh)) => fresh,
+        Ok(None) => return,
         Err(error) => return tracing::error!(%error, "a flow could not be cut"),
+    };
+    if fresh {
+        shared.log.push(&Event {
+            time_ns: sys::monotonic_ns(),
+            kind: EVENT_CUT,
+            role: flow.role,
+            path: flow.path,
+            reason: reason as u16,
+            key: *key,
+            pu: flow.pu,
+            local_identity: flow.local_identity,
+            peer_identity: flow.peer_identity,
+            session: flow.session,
+            rule,
+            rtt_us: flow.rtt_us,
+            created_ns: flow.created_ns,
+            bytes_out: flow.bytes_out,
+            packets_out: flow.packets_out,
+            bytes_in: flow.bytes_in,
+            packets_in: flow.packets_in,
+            ..Event::default()
+        });
     }
-    shared.log.push(&Event {
-        time_ns: sys::monotonic_ns(),
-        kind: EVENT_CUT,
-        role: flow.role,
-        path: flow.path,
-        reason: reason as u16,
-        key: *key,
-        pu: flow.pu,
-        local_identity: flow.local_identity,
-        peer_identity: flow.peer_identity,
-        session: flow.session,
-        rule,
-        rtt_us: flow.rtt_us,
-        created_ns: flow.created_ns,
-        bytes_out: flow.bytes_out,
-        packets_out: flow.packets_out,
-        bytes_in: flow.bytes_in,
-        packets_in: flow.packets_in,
-        ..Event::default()
-    });
     if key.proto != libc::IPPROTO_TCP as u8 {
         return;
     }
@@ -208,14 +225,17 @@ fn cut(shared: &Shared, key: &FlowKey, flow: &Flow, reason: Reason, rule: u32) {
     let own = flow.pu_ifindex != 0;
     let inward = if own { INJECT_NEIGHBOUR } else { INJECT_INGRESS };
     let outward = if own || flow.ifindex == LOOPBACK { INJECT_INGRESS } else { INJECT_NEIGHBOUR };
-    let count = abi::reason_stat(reason as u16, false);
+    let count = if fresh { abi::reason_stat(reason as u16, false) } else { 0 };
+    let to = links.get(&flow.ifindex).copied().unwrap_or_default();
     for (toward, seq, ack, flags, count) in [
         (Toward::Local, flow.ack_out, flow.next_out, inward, count),
         (Toward::Remote, flow.next_out, flow.ack_out, outward, 0),
     ] {
-        let reset = build::reset_flow(key, toward, seq, ack);
-        if let Err(error) = shared.tap.inject(&reset, flow.ifindex, flags | INJECT_TRUSTED, count) {
-            tracing::debug!(%error, "a reset could not be sent");
+        let [reset, probe] = build::cut_flow(key, toward, to, seq, ack);
+        for (frame, count) in [(reset, count), (probe, 0)] {
+            if let Err(error) = shared.tap.inject(&frame, flow.ifindex, flags | INJECT_TRUSTED, count) {
+                tracing::debug!(%error, "a reset could not be sent");
+            }
         }
     }
 }

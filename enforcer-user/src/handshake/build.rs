@@ -55,6 +55,7 @@ pub fn deny(frame: &Frame<'_>, reason: Reason, proof: Option<DenyProof<'_>>) -> 
         // not: the sender's stack never sent any.
         seq: if frame.flags() & ACK != 0 { frame.ack() } else { 0 },
         ack: frame.seq().wrapping_add(1),
+        flags: RST | ACK,
         option: Some(option),
     })
 }
@@ -72,6 +73,7 @@ pub fn reset_receiver(frame: &Frame<'_>) -> Vec<u8> {
         destination_port: frame.destination_port(),
         seq: frame.seq(),
         ack: frame.ack(),
+        flags: RST | ACK,
         option: None,
     })
 }
@@ -85,23 +87,29 @@ pub enum Toward {
     Remote,
 }
 
-/// A reset that cuts a flow: RST|ACK without option. `seq` is the next sequence number the receiver expects, `ack`
-/// the last it sent plus one. Link-layer addresses are zero.
-pub fn reset_flow(key: &FlowKey, toward: Toward, seq: u32, ack: u32) -> Vec<u8> {
+/// The two segments that cut a flow, without option, to the link-layer address `to`: a reset (RST|ACK), and a probe (ACK
+/// of the number before) that whoever has moved on meanwhile answers with its true numbers. `seq` is the next sequence
+/// number the receiver expects, `ack` the last it sent plus one.
+pub fn cut_flow(key: &FlowKey, toward: Toward, to: [u8; 6], seq: u32, ack: u32) -> [Vec<u8>; 2] {
     let (local, remote) = ((key.local, key.local_port), (key.remote, key.remote_port));
     let (source, destination) = match toward {
         Toward::Local => (remote, local),
         Toward::Remote => (local, remote),
     };
-    segment(&Segment {
-        link: [0; 12],
-        source: source.0,
-        destination: destination.0,
-        source_port: source.1,
-        destination_port: destination.1,
-        seq,
-        ack,
-        option: None,
+    [(seq, RST | ACK), (seq.wrapping_sub(1), ACK)].map(|(seq, flags)| {
+        let mut link = [0; 12];
+        link[..6].copy_from_slice(&to);
+        segment(&Segment {
+            link,
+            source: source.0,
+            destination: destination.0,
+            source_port: source.1,
+            destination_port: destination.1,
+            seq,
+            ack,
+            flags,
+            option: None,
+        })
     })
 }
 
@@ -114,6 +122,7 @@ struct Segment {
     destination_port: u16,
     seq: u32,
     ack: u32,
+    flags: u8,
     option: Option<OptionBytes>,
 }
 
@@ -139,7 +148,7 @@ fn segment(segment: &Segment) -> Vec<u8> {
     bytes.extend(segment.destination_port.to_be_bytes());
     bytes.extend(segment.seq.to_be_bytes());
     bytes.extend(segment.ack.to_be_bytes());
-    bytes.extend([(header_len as u8 / 4) << 4, RST | ACK, 0, 0, 0, 0, 0, 0]);
+    bytes.extend([(header_len as u8 / 4) << 4, segment.flags, 0, 0, 0, 0, 0, 0]);
     if let Some(option) = &segment.option {
         bytes.extend(option_bytes(option));
     }

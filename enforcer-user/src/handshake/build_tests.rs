@@ -74,14 +74,17 @@ fn flows_are_cut_at_either_end() {
     let v4 = [addr_v4(u32::from_ne_bytes([10, 0, 0, 1])), addr_v4(u32::from_ne_bytes([10, 0, 0, 2]))];
     for [local, remote] in [v4, [[1, 2, 3, 4], [5, 6, 7, 8]]] {
         let key = FlowKey { local, remote, local_port: 80, remote_port: 40_000, proto: 6, pad: [0; 3] };
-        let made = reset_flow(&key, Toward::Remote, 1, 2);
-        assert!(checksums_hold(&made));
-        let rst = Frame::parse(&made).unwrap();
-        assert_eq!((rst.flags(), rst.seq(), rst.ack(), rst.option()), (RST | ACK, 1, 2, None));
-        assert_eq!((rst.source(), rst.source_port()), (local, 80));
-        assert_eq!((rst.destination(), rst.destination_port()), (remote, 40_000));
-        let made = reset_flow(&key, Toward::Local, 3, 4);
-        let rst = Frame::parse(&made).unwrap();
+        let link = [2, 0, 0, 0, 0, 1];
+        for (made, (seq, flags)) in cut_flow(&key, Toward::Remote, link, 1, 2).iter().zip([(1, RST | ACK), (0, ACK)]) {
+            assert!(checksums_hold(made));
+            assert_eq!(made[..6], link);
+            let cut = Frame::parse(made).unwrap();
+            assert_eq!((cut.flags(), cut.seq(), cut.ack(), cut.option()), (flags, seq, 2, None));
+            assert_eq!((cut.source(), cut.source_port()), (local, 80));
+            assert_eq!((cut.destination(), cut.destination_port()), (remote, 40_000));
+        }
+        let [reset, _] = cut_flow(&key, Toward::Local, link, 3, 4);
+        let rst = Frame::parse(&reset).unwrap();
         assert_eq!((rst.seq(), rst.ack()), (3, 4));
         assert_eq!((rst.source(), rst.source_port()), (remote, 40_000));
         assert_eq!((rst.destination(), rst.destination_port()), (local, 80));

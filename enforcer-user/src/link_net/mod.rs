@@ -46,6 +46,8 @@ pub struct Interface {
     pub kind: Kind,
     /// MTU, bytes.
     pub mtu: u32,
+    /// Link-layer address; zeroes where there is none of six bytes.
+    pub address: [u8; 6],
     /// Whether it is administratively up.
     pub up: bool,
 }

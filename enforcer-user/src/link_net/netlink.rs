@@ -15,6 +15,7 @@ const RTM_GETLINK: u16 = 18;
 const RTM_DELQDISC: u16 = 37;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
@@ -130,10 +131,12 @@ fn link(body: &[u8]) -> Option<Interface> {
     }
     let (index, flags) = (u32_at(body, 4)?, u32_at(body, 8)?);
     let (mut name, mut mtu, mut info_kind, mut parent) = (None, 0, String::new(), None);
+    let mut address = [0; 6];
     for (kind, value) in attributes(body.get(LINK_HEADER..)?) {
         match kind {
             IFLA_IFNAME => name = Some(text(value)),
             IFLA_MTU => mtu = u32_at(value, 0)?,
+            IFLA_ADDRESS => address = value.try_into().unwrap_or_default(),
             IFLA_PARENT_DEV_NAME => parent = Some(text(value)),
             IFLA_LINKINFO => {
                 info_kind = attributes(value)
@@ -152,7 +155,7 @@ fn link(body: &[u8]) -> Option<Interface> {
             None => Kind::Virtual(info_kind),
         }
     };
-    Some(Interface { index, name: name?, kind, mtu, up: flags & libc::IFF_UP as u32 != 0 })
+    Some(Interface { index, name: name?, kind, mtu, address, up: flags & libc::IFF_UP as u32 != 0 })
 }
 
 fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
@@ -219,10 +222,11 @@ mod tests {
         let veth = message(&[
             attribute(IFLA_IFNAME, b"v0\0"),
             attribute(IFLA_MTU, &1500_u32.to_ne_bytes()),
+            attribute(IFLA_ADDRESS, &[2, 0, 0, 0, 0, 1]),
             attribute(IFLA_LINKINFO | 0x8000, &attribute(IFLA_INFO_KIND, b"veth\0")),
         ]);
-        let expected =
-            Interface { index: 7, name: "v0".into(), kind: Kind::Virtual("veth".into()), mtu: 1500, up: true };
+        let (kind, address) = (Kind::Virtual("veth".into()), [2, 0, 0, 0, 0, 1]);
+        let expected = Interface { index: 7, name: "v0".into(), kind, mtu: 1500, address, up: true };
         assert_eq!(parsed(&veth), [expected]);
         let nic = message(&[attribute(IFLA_IFNAME, b"eth0\0"), attribute(IFLA_PARENT_DEV_NAME, b"virtio0\0")]);
         assert_eq!(parsed(&nic)[0].kind, Kind::Physical("virtio0".into()));

@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn auto_is_native_on_physical_interfaces_only() {
-        let interface = |kind| Interface { index: 1, name: "x".into(), kind, mtu: 1500, up: true };
+        let interface = |kind| Interface { index: 1, name: "x".into(), kind, mtu: 1500, address: [0; 6], up: true };
         let physical = interface(Kind::Physical("0000:00:03.0".into()));
         assert_eq!(wanted_xdp(XdpMode::Auto, &physical), Ok(Mode::Driver));
         for kind in
