@@ -50,6 +50,9 @@ pub fn outbound(packet: &Packet, flow: &mut Flow) -> i32 {
             return DROP;
         }
         count_handshake(CONFIRM, false);
+        // What was attached is not in sequence; data that was cut off comes again.
+        account_out(flow, packet.ip, packet.tcp, packet.ip.l4 + packet.tcp.header);
+        return PASS;
     }
     account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
     PASS

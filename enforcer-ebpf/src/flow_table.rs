@@ -5,7 +5,7 @@ use common::{
     abi,
     drop_reason::Reason,
     event::EVENT_START,
-    flow::{FLAG_FIN_IN, FLAG_FIN_OUT, FLAG_LOG, FLAG_RST, Flow, FlowKey},
+    flow::{ESTABLISHED, FLAG_FIN_IN, FLAG_FIN_OUT, FLAG_LOG, FLAG_RST, Flow, FlowKey},
 };
 
 use crate::{
@@ -59,10 +59,18 @@ pub fn enter(key: &FlowKey, fill: impl FnOnce(&mut Flow)) -> Result<(), Reason> 
         count(abi::LOSS_FLOW_TABLE);
         return Err(Reason::TableFull);
     }
+    if flow.state == ESTABLISHED {
+        started(key, flow);
+    }
+    Ok(())
+}
+
+/// Tells of a flow that was allowed to start, if its rule wants that.
+#[inline(always)]
+pub fn started(key: &FlowKey, flow: &Flow) {
     if flow.flags & FLAG_LOG != 0 {
         flow_event(EVENT_START, key, flow, Reason::Allowed, 0);
     }
-    Ok(())
 }
 
 /// Forgets a flow.

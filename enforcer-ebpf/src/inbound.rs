@@ -13,7 +13,7 @@ use crate::{
     attribute::{Source, UNMANAGED, pu_info},
     cleared::cleared,
     emit::{At, Parties, count_handshake, count_reason, refused},
-    flow_table::{Lookup, account_in, find},
+    flow_table::{Lookup, account_in, find, started},
     inbound_answer::{answered, refused_by_peer, retry_asked},
     inbound_open::opened,
     judge::rejudge,
@@ -105,6 +105,7 @@ fn handshake(packet: &Packet, flow: &mut Flow) -> i32 {
         CONFIRMING if flags & SYN != 0 => answered(packet, flow),
         CONFIRMING => {
             flow.state = ESTABLISHED;
+            started(packet.key, flow);
             count_reason(Reason::Allowed, false);
             admit(packet, flow)
         }
@@ -147,6 +148,7 @@ fn confirmed(packet: &Packet, flow: &mut Flow) -> i32 {
     if flow.flags & FLAG_CREDENTIAL_SENT != 0 {
         remember(flow);
     }
+    started(packet.key, flow);
     count_handshake(CONFIRM, true);
     count_reason(Reason::Allowed, true);
     admit(packet, flow)

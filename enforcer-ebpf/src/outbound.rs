@@ -167,7 +167,8 @@ fn settle_option(packet: &Packet, flow: &mut Flow) -> i32 {
 fn answer(packet: &Packet, flow: &mut Flow) -> i32 {
     match write_answer(packet, flow) {
         Ok(()) => {
-            account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
+            // Option and credential are not in sequence.
+            account_out(flow, packet.ip, packet.tcp, packet.ip.l4 + packet.tcp.header);
             PASS
         }
         Err(reason) => {
