@@ -23,6 +23,8 @@ pub const AGENT_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Record {
+    /// `deny`, `start`, `end` or `cut`.
+    pub event: String,
     /// `client` or `server`: this enforcer's end of the attempt.
     pub role: String,
     /// This end's address and port.
@@ -39,6 +41,8 @@ pub struct Record {
     pub verdict: String,
     /// The rule that decided, as `policy/rule`; empty if none did.
     pub rule: String,
+    /// The observed rule that would decide otherwise.
+    pub observed_rule: String,
     /// A drop reason, or `allowed`.
     pub reason: String,
     /// `hello`, `resume`, `external` or `none`.

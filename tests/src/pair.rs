@@ -35,12 +35,16 @@ impl Pair {
 
     /// Both hosts with an enforcer configured by these `overrides` (see [`Host::start_enforcer`]).
     pub fn with(name: &str, overrides: &str) -> Result<Self> {
+        Self::with_each(name, overrides, overrides)
+    }
+
+    /// The same, with overrides for the client's and for the server's host.
+    pub fn with_each(name: &str, at_client: &str, at_server: &str) -> Result<Self> {
         let lab = Lab::new(name)?;
         lab.write_policy("pair.yaml", Self::POLICY)?;
         let (a, b) = (lab.host("a")?, lab.host("b")?);
-        for host in [&a, &b] {
-            host.start_enforcer(overrides)?;
-        }
+        a.start_enforcer(at_client)?;
+        b.start_enforcer(at_server)?;
         let client = a.workload("client", &["app=client"])?;
         let server = b.workload("server", &["app=server"])?;
         Ok(Self { client, server, a, b, lab })
@@ -60,6 +64,11 @@ impl Pair {
             }
         }
         self.settled()
+    }
+
+    /// Replaces the policy of both hosts.
+    pub fn decree(&self, rules: &str) -> Result<()> {
+        self.lab.write_policy("pair.yaml", &format!("name: pair\nrules:\n{rules}")).map(drop)
     }
 
     /// Waits until no flow is left on either host.
