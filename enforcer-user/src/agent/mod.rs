@@ -1,8 +1,8 @@
 //! The agent: what puts keys, maps, rings and sockets together.
 //!
-//! Three threads matter. *handshakes* takes held frames from the kernel and decides them ([`contact`]); *upkeep* renews,
-//! expires, judges again and watches the policy ([`upkeep`], [`policy`]); the tokio runtime serves the admin socket and the
-//! metrics. They share one [`State`] behind a lock that is never held across I/O on anything but maps.
+//! Four threads matter. *handshakes* takes held frames from the kernel and decides them ([`contact`]); *upkeep* renews,
+//! expires, judges again and watches the policy ([`upkeep`], [`policy`]), *heartbeat* says that both live; the tokio runtime
+//! serves the admin socket and the metrics. They share one [`State`] behind a lock that is never held across I/O on anything but maps.
 
 mod admin;
 mod adopt;
@@ -73,6 +73,7 @@ impl Shared {
 /// # Errors
 /// What kept it from starting: configuration, keys, policy, or the kernel.
 pub fn run(config: Config) -> anyhow::Result<()> {
+    let policy_seen = upkeep::policy_stamp(&config.policy.paths);
     let shared = start(config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let metrics = Arc::new(Metrics::new(Arc::new(admin::Stats(shared.clone())))?);
@@ -83,7 +84,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let maps = shared.maps.directory().to_owned();
     let handshakes = Handshakes::start(&maps, on_held).context("the handshake ring")?;
     let telemetry = Telemetry::open(&maps).context("the telemetry ring")?;
-    let upkeep = upkeep::start(shared.clone(), telemetry, handshakes)?;
+    let upkeep = upkeep::start(shared.clone(), telemetry, handshakes, policy_seen)?;
     let watch = {
         let shared = shared.clone();
         link_net::watch(move |change| upkeep::interface_changed(&shared, change)).context("watching interfaces")?

@@ -22,49 +22,66 @@ use crate::{
     sys,
 };
 
-/// The thread; it ends when this is dropped.
+/// The threads; they end when this is dropped.
 pub(super) struct Upkeep {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Drop for Upkeep {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
-            drop(thread.join());
-        }
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
     }
 }
 
 const TICK: Duration = Duration::from_millis(100);
 
-pub(super) fn start(shared: Arc<Shared>, mut telemetry: Telemetry, handshakes: Handshakes) -> std::io::Result<Upkeep> {
+/// Starts the threads. `policy_seen` is what [`policy_stamp`] said before the policy in force was read.
+pub(super) fn start(
+    shared: Arc<Shared>,
+    mut telemetry: Telemetry,
+    handshakes: Handshakes,
+    policy_seen: PolicyStamp,
+) -> std::io::Result<Upkeep> {
     let stop = Arc::new(AtomicBool::new(false));
-    let stopped = stop.clone();
-    let thread = std::thread::Builder::new().name("upkeep".into()).spawn(move || {
-        let mut stamp = policy_stamp(&shared);
-        let mut tasks = [
-            Task::new(Duration::from_millis(500), pus::reap),
-            Task::new(Duration::from_secs(5), renew),
-            Task::new(Duration::from_secs(5), sweep_flows),
-            Task::new(Duration::from_secs(60), sweep_identities),
-        ];
-        while !stopped.load(Ordering::Acquire) {
-            telemetry.drain(|events| events.iter().for_each(|event| shared.log.push(event)));
-            let seen = policy_stamp(&shared);
-            if seen != stamp {
-                stamp = seen;
-                policy::reload(&shared);
+    let mut upkeep = Upkeep { stop: stop.clone(), threads: Vec::new() };
+    let mut thread = |name: &str, mut work: Box<dyn FnMut() + Send>| {
+        let stopped = stop.clone();
+        let each_tick = move || {
+            while !stopped.load(Ordering::Acquire) {
+                work();
+                std::thread::sleep(TICK);
             }
-            if handshakes.is_running() {
-                beat(&shared);
-            }
-            tasks.iter_mut().for_each(|task| task.run_if_due(&shared));
-            std::thread::sleep(TICK);
+        };
+        std::thread::Builder::new().name(name.into()).spawn(each_tick).map(|thread| upkeep.threads.push(thread))
+    };
+    // Of its own, because reading a large policy takes longer than the kernel waits for a sign of life.
+    let beating = shared.clone();
+    let heartbeat = move || {
+        if handshakes.is_running() {
+            beat(&beating);
         }
-    })?;
-    Ok(Upkeep { stop, thread: Some(thread) })
+    };
+    thread("heartbeat", Box::new(heartbeat))?;
+    let mut seen = policy_seen;
+    let mut tasks = [
+        Task::new(Duration::from_millis(500), pus::reap),
+        Task::new(Duration::from_secs(5), renew),
+        Task::new(Duration::from_secs(5), sweep_flows),
+        Task::new(Duration::from_secs(60), sweep_identities),
+    ];
+    let work = move || {
+        telemetry.drain(|events| events.iter().for_each(|event| shared.log.push(event)));
+        let now = policy_stamp(&shared.config.policy.paths);
+        if now != seen {
+            seen = now;
+            policy::reload(&shared);
+        }
+        tasks.iter_mut().for_each(|task| task.run_if_due(&shared));
+    };
+    thread("upkeep", Box::new(work))?;
+    Ok(upkeep)
 }
 
 /// Tells the kernel that held frames will be decided.
@@ -94,10 +111,13 @@ impl Task {
     }
 }
 
+/// What [`policy_stamp`] says.
+pub(super) type PolicyStamp = Vec<(PathBuf, Option<SystemTime>, u64)>;
+
 /// Names, times and sizes of all that lies where the policy is: whatever changes there is a reason to read it again.
-fn policy_stamp(shared: &Shared) -> Vec<(PathBuf, Option<SystemTime>, u64)> {
+pub(super) fn policy_stamp(paths: &[PathBuf]) -> PolicyStamp {
     let mut stamp = Vec::new();
-    for path in &shared.config.policy.paths {
+    for path in paths {
         let below = std::fs::read_dir(path).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
         for file in below.chain([path.clone()]) {
             let meta = std::fs::metadata(&file).ok();
