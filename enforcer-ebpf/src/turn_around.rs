@@ -5,7 +5,10 @@ use aya_ebpf::{
     helpers::generated::{bpf_clone_redirect, bpf_l3_csum_replace, bpf_redirect, bpf_skb_change_tail},
     programs::TcContext,
 };
-use common::{drop_reason::Reason, wire::OptionBytes};
+use common::{
+    drop_reason::Reason,
+    wire::{OPTION_LEN, OptionBytes},
+};
 
 use crate::{
     attribute::{Source, ifindex},
@@ -98,22 +101,34 @@ pub fn set_flags(ctx: &TcContext, ip: &Ip, flags: u8) -> Result<(), Reason> {
 /// The explicit congestion notification bits of a SYN, kept through RETRY.
 const ECN: u8 = 0xc0;
 
-/// Turns a segment into the reset its sender accepts (RFC 9293 section 3.10.7), with `option` in place of the one it
-/// carries, if it carries one.
+/// Length of a TCP header without options.
+const PLAIN_HEADER: u32 = 20;
+
+/// Turns a segment into the reset its sender accepts (RFC 9293 section 3.10.7), with `option` if the segment carried one
+/// of ours. Nothing else of what it carried comes back: a stack does not take a reset with malformed options.
 #[inline(never)]
 pub fn into_reset(ctx: &TcContext, ip: &Ip, tcp: &Tcp, option: Option<&OptionBytes>) -> Result<(), Reason> {
-    drop_payload(ctx, ip, tcp)?;
+    let option = if tcp.option.is_some() { option } else { None };
+    let header = if option.is_some() { PLAIN_HEADER + OPTION_LEN as u32 } else { PLAIN_HEADER };
+    let end = ip.l4 + header;
+    // SAFETY: a helper call on our own context.
+    if unsafe { bpf_skb_change_tail(ctx.skb.skb, end, 0) } != 0 {
+        return Err(Reason::Internal);
+    }
     swap_ends(ctx, ip, tcp)?;
-    if let (Some(old), Some(new)) = (&tcp.option, option) {
-        overwrite_option(ctx, ip, tcp, old, new)?;
+    if let Some(option) = option {
+        store(ctx, ip.l4 + PLAIN_HEADER, option)?;
     }
     // Payload of a SYN is a credential, of which the sender's stack knows nothing.
     let sent = if tcp.flags & SYN != 0 { 1 } else { tcp.payload + (tcp.flags & FIN != 0) as u32 };
-    if tcp.flags & SYN == 0 && tcp.flags & ACK != 0 {
-        set_numbers(ctx, ip, tcp, tcp.ack, 0, RST)
-    } else {
-        set_numbers(ctx, ip, tcp, tcp.ack, tcp.seq.wrapping_add(sent), RST | ACK)
-    }
+    let answers_ack = tcp.flags & SYN == 0 && tcp.flags & ACK != 0;
+    let ack = if answers_ack { 0 } else { tcp.seq.wrapping_add(sent) };
+    let flags = if answers_ack { RST } else { RST | ACK };
+    store(ctx, ip.l4 + 4, &tcp.ack.to_be())?;
+    store(ctx, ip.l4 + 8, &ack.to_be())?;
+    store(ctx, ip.l4 + 12, &[(header << 2) as u8, flags])?;
+    set_length(ctx, ip, end)?;
+    complete_checksum(ctx, ip, header, end, 0)
 }
 
 /// Turns a SYN into a RETRY that repeats its other options, so that the sender's enforcer can restore it.
