@@ -136,6 +136,11 @@ impl Drop for Lab {
 }
 
 impl Shared {
+    /// MTU of the lab's network, in bytes.
+    pub(crate) fn mtu(&self) -> u32 {
+        self.options.mtu
+    }
+
     /// Where the lab's policy files are.
     pub(crate) fn policy_directory(&self) -> Result<PathBuf> {
         let path = self.directory.join("policy");

@@ -1,0 +1,5 @@
+//! Mutual authentication is real: whatever a man in the middle, a stranger or a PU itself does to a handshake ends with
+//! its own reason at the right end, and the listener never notices.
+
+mod stage;
+mod tampering;
