@@ -280,7 +280,8 @@ fn answer_again(packet: &Packet, flow: &mut Flow) -> Result<(), Reason> {
 #[inline(never)]
 pub fn refused_by_peer(packet: &Packet, flow: &mut Flow) -> i32 {
     let Some(option) = packet.tcp.option else { return DROP };
-    if flow.state == SYN_SENT && packet.tcp.ack != flow.local_isn.wrapping_add(1) {
+    // Whatever it answers was our SYN or our SYN-ACK: nobody who did not see it can end the attempt.
+    if packet.tcp.ack != flow.local_isn.wrapping_add(1) {
         return drop_with(packet, flow, Reason::NoFlow);
     }
     if option.index() != 0 {

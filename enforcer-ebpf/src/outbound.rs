@@ -131,7 +131,7 @@ fn handshake(packet: &Packet, flow: &mut Flow) -> i32 {
     if flow.state == CUT {
         return reset_sender(packet);
     }
-    if packet.tcp.flags & RST != 0 {
+    if packet.tcp.flags & RST != 0 && packet.tcp.option.is_none() {
         account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
         last_word(packet, flow);
         return PASS;
@@ -142,12 +142,8 @@ fn handshake(packet: &Packet, flow: &mut Flow) -> i32 {
     if flow.state == CONFIRMING {
         return confirm::outbound(packet, flow);
     }
-    refused(
-        packet.key,
-        &Parties::of(flow),
-        Reason::Unconfirmed,
-        At { role: flow.role, inbound: false, by_peer: false },
-    );
+    let reason = if packet.tcp.option.is_some() { Reason::ForgedByPu } else { Reason::Unconfirmed };
+    refused(packet.key, &Parties::of(flow), reason, At { role: flow.role, inbound: false, by_peer: false });
     DROP
 }
 
