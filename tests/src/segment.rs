@@ -142,18 +142,7 @@ impl Segment {
 
     /// The identity option, if the header ends with one.
     pub fn identity(&self) -> Option<OptionBytes> {
-        let bytes: &[u8; OPTION_LEN] = self.options.last_chunk()?;
-        let option = OptionBytes {
-            kind: bytes[0],
-            len: bytes[1],
-            exid: [bytes[2], bytes[3]],
-            version_type: bytes[4],
-            flags: bytes[5],
-            handle: [bytes[6], bytes[7]],
-            index: [bytes[8], bytes[9], bytes[10], bytes[11]],
-            mac: [bytes[12], bytes[13], bytes[14], bytes[15], bytes[16], bytes[17], bytes[18], bytes[19]],
-        };
-        option.is_ours().then_some(option)
+        option_from(&self.options)
     }
 
     /// The bytes of the identity option, if the header ends with one.
@@ -192,6 +181,22 @@ impl Segment {
     fn word(&self, at: usize) -> u32 {
         u32::from_be_bytes(std::array::from_fn(|byte| self.header[at + byte]))
     }
+}
+
+/// The identity option at the end of `bytes`, if there is one.
+pub fn option_from(bytes: &[u8]) -> Option<OptionBytes> {
+    let bytes: &[u8; OPTION_LEN] = bytes.last_chunk()?;
+    let option = OptionBytes {
+        kind: bytes[0],
+        len: bytes[1],
+        exid: [bytes[2], bytes[3]],
+        version_type: bytes[4],
+        flags: bytes[5],
+        handle: [bytes[6], bytes[7]],
+        index: [bytes[8], bytes[9], bytes[10], bytes[11]],
+        mac: [bytes[12], bytes[13], bytes[14], bytes[15], bytes[16], bytes[17], bytes[18], bytes[19]],
+    };
+    option.is_ours().then_some(option)
 }
 
 /// The option as it stands in the packet.
@@ -266,5 +271,10 @@ mod tests {
         let mut udp = frame;
         udp[23] = 17;
         assert_eq!(Segment::parse(&udp), None);
+    }
+
+    #[test]
+    fn checksum_of_rfc_1071_example() {
+        assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
     }
 }

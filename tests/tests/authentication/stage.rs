@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use common::abi::{PIN_DIR, reason_stat};
 use common::drop_reason::{ALL, Reason};
+use common::wire::{OPTION_LEN, OptionBytes};
 use enforcer_user::map_write::Maps;
-use tests::segment::RST;
-use tests::{Attempt, Fate, Host, Lab, Mitm, Outcome, Segment, Server, Way, Workload};
+use serde::Deserialize;
+use tests::segment::{RST, option_from};
+use tests::{Attempt, Fate, Host, Lab, Mitm, Outcome, Place, Segment, Server, Way, Workload};
 
 /// Where the server listens.
 pub const PORT: u16 = 8020;
@@ -110,6 +112,16 @@ impl Stage {
         let server = workload.serve(&["--listen", &format!("[::]:{PORT}")])?;
         let to = SocketAddr::new(b.ips()[family], PORT);
         Ok(Self { mitm, server, client, a, b, at_a, at_b, to, recorded: Mutex::default(), _server: workload, lab })
+    }
+
+    /// A host without enforcer on the same network.
+    pub fn plain_host(&self, name: &str) -> Result<Host> {
+        self.lab.host(name)
+    }
+
+    /// An address of that host, in the family of this stage.
+    pub fn from(&self, host: &Host, port: u16) -> SocketAddr {
+        SocketAddr::new(host.ips()[usize::from(self.to.is_ipv6())], port)
     }
 
     /// The client's address in the family of this stage.
@@ -233,11 +245,9 @@ impl Stage {
             missing.retain(|(end, reason, address)| {
                 let of_end = records.iter().filter(|(which, _)| which == end).flat_map(|(_, records)| records);
                 !of_end.into_iter().any(|record| {
-                    let (role, client) = match end {
-                        End::Client => ("client", &record.local),
-                        End::Server => ("server", &record.remote),
-                    };
-                    record.verdict == "deny" && record.role == role && record.reason == reason.name() && client == address
+                    // What a PU forges may be a server's packet: the role is not the end's.
+                    let client = if *end == End::Client { &record.local } else { &record.remote };
+                    record.verdict == "deny" && record.reason == reason.name() && client == address
                 })
             });
             Ok(missing.is_empty())
@@ -245,6 +255,56 @@ impl Stage {
         ensure!(missing.is_empty(), "of {} refusals these are not recorded: {missing:?}", expected.len());
         Ok(())
     }
+}
+
+/// What came back for segments made by hand.
+#[derive(Debug, Deserialize)]
+pub struct Report {
+    pub answers: Vec<Answer>,
+}
+
+/// A segment that came back.
+#[derive(Debug, Deserialize)]
+pub struct Answer {
+    pub flags: String,
+    pub seq: u32,
+    options: String,
+}
+
+impl Report {
+    /// The flags of each answer.
+    pub fn flags(&self) -> Vec<&str> {
+        self.answers.iter().map(|answer| answer.flags.as_str()).collect()
+    }
+
+    /// The answer, if it is one.
+    pub fn only(&self) -> Result<&Answer> {
+        ensure!(self.answers.len() == 1, "not one answer but {self:?}");
+        Ok(&self.answers[0])
+    }
+}
+
+impl Answer {
+    /// The identity option it ends with.
+    pub fn identity(&self) -> Result<OptionBytes> {
+        let text = self.options.as_bytes().rchunks(2 * OPTION_LEN).next().unwrap_or_default();
+        let digits: Vec<u8> =
+            text.iter().filter_map(|digit| char::from(*digit).to_digit(16)).map(|d| d as u8).collect();
+        let bytes: Vec<u8> =
+            digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
+        option_from(&bytes).with_context(|| format!("no identity in {self:?}"))
+    }
+}
+
+/// Sends a segment made by hand, by `lab-tool raw`.
+pub fn raw(place: &Place, to: SocketAddr, from: SocketAddr, args: &[&str]) -> Result<Report> {
+    let (to, from) = (to.to_string(), from.to_string());
+    place.tool(&[&["raw", "--to", &to, "--from", &from], args].concat())
+}
+
+/// As the tools take bytes.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Waits until `done`, a second at most.

@@ -1,7 +1,7 @@
 //! Flipped bits: in every field of the option and every part of the credential, in each of the three packets, on first
 //! contact and on resumption. Checksums are right afterwards, so that the stacks would accept what was changed.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use common::drop_reason::Reason::{self, *};
 use ring::digest::{SHA256, digest};
 use tests::Outcome::{self, *};
@@ -12,7 +12,7 @@ use crate::stage::{Count, Stage, client, for_both_families, server};
 
 /// One of the three packets.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Packet {
+pub enum Packet {
     Syn,
     SynAck,
     /// The ACK, and data until the server is heard.
@@ -184,11 +184,13 @@ fn confirm(stage: &Stage, first_contact: bool) -> Result<()> {
             let what = format!("CONFIRM {path}, {field} flipped");
             let flip = on(Packet::Confirm, move |segment| flip_option(segment, byte, mask));
             stage.attack_counting(&what, flip, Timeout, |seen| vec![server(reason).times(confirms(seen))])?;
-            let payload = stage.mitm.seen().iter().any(|seen| {
-                seen.way == Way::FromHost && seen.forwarded.is_some() && seen.original.payload == b"ping"
-            });
+            let payload =
+                stage.mitm.seen().iter().any(|seen| {
+                    seen.way == Way::FromHost && seen.forwarded.is_some() && seen.original.payload == b"ping"
+                });
             ensure!(payload, "{what}: the client's data was on its way, too");
-            let introduced = stage.mitm.seen().iter().any(|seen| seen.original.is_syn() && !seen.original.payload.is_empty());
+            let introduced =
+                stage.mitm.seen().iter().any(|seen| seen.original.is_syn() && !seen.original.payload.is_empty());
             ensure!(introduced == first_contact, "{what}: of the wrong path");
         }
     }
@@ -213,7 +215,8 @@ fn flip_all(stage: &Stage, name: &str, packet: Packet, table: impl IntoIterator<
     Result::Ok(())
 }
 
-fn on(
+/// A script that changes one of the packets, each time it comes, and lets everything pass.
+pub fn on(
     packet: Packet,
     mut change: impl FnMut(&mut Segment) + Send + 'static,
 ) -> impl FnMut(Way, &mut Segment) -> Fate + Send + 'static {
@@ -270,10 +273,4 @@ pub fn mend_hash(segment: &mut Segment) {
     if let Some(option) = segment.identity_mut() {
         option[8..].copy_from_slice(&hash.as_ref()[..12]);
     }
-}
-
-/// The option of the first segment that `which` picks.
-pub fn option_of(seen: &[Sighting], which: impl Fn(&Sighting) -> bool) -> Result<common::wire::OptionBytes> {
-    let found = seen.iter().find(|seen| which(seen)).context("no such segment")?;
-    found.original.identity().context("a segment without option")
 }
