@@ -84,7 +84,13 @@ pub fn overwrite_option(
     old: &OptionBytes,
     new: &OptionBytes,
 ) -> Result<(), Reason> {
-    store(ctx, ip.l4 + tcp.header - OPTION, new)?;
+    overwrite(ctx, ip, ip.l4 + tcp.header - OPTION, old, new)
+}
+
+/// Overwrites the option-sized piece `old` of the TCP header at `offset`.
+#[inline(always)]
+pub fn overwrite(ctx: &TcContext, ip: &Ip, offset: u32, old: &OptionBytes, new: &OptionBytes) -> Result<(), Reason> {
+    store(ctx, offset, new)?;
     let mut from = *old;
     let mut to = *new;
     // SAFETY: both are twenty readable bytes.
@@ -155,8 +161,9 @@ fn store_credential(ctx: &TcContext, ip: &Ip, at: u32, credential: &Credential) 
     add_l4(ctx, ip, credential.csum)
 }
 
+/// Sets the length the TCP header gives itself.
 #[inline(always)]
-fn set_header_length(ctx: &TcContext, ip: &Ip, to: u32) -> Result<(), Reason> {
+pub fn set_header_length(ctx: &TcContext, ip: &Ip, to: u32) -> Result<(), Reason> {
     let mut old = 0u16;
     load(ctx, ip.l4 + 12, &mut old)?;
     let mut bytes = old.to_ne_bytes();

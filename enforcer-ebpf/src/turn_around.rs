@@ -13,7 +13,7 @@ use common::{
 use crate::{
     attribute::{Source, ifindex},
     packet::{ACK, ETH_LEN, FIN, Ip, RST, SYN, Tcp},
-    rewrite::{complete_checksum, load, overwrite_option, replace_l4, set_length, store},
+    rewrite::{complete_checksum, load, overwrite, overwrite_option, replace_l4, set_header_length, set_length, store},
 };
 
 /// Which way a hook's packets travel.
@@ -115,20 +115,22 @@ pub fn into_reset(ctx: &TcContext, ip: &Ip, tcp: &Tcp, option: Option<&OptionByt
     if unsafe { bpf_skb_change_tail(ctx.skb.skb, end, 0) } != 0 {
         return Err(Reason::Internal);
     }
-    swap_ends(ctx, ip, tcp)?;
-    if let Some(option) = option {
-        store(ctx, ip.l4 + PLAIN_HEADER, option)?;
+    set_length(ctx, ip, end)?;
+    complete_checksum(ctx, ip, header, end, 0)?;
+    if let Some(new) = option {
+        let mut old = OptionBytes::default();
+        load(ctx, ip.l4 + PLAIN_HEADER, &mut old)?;
+        overwrite(ctx, ip, ip.l4 + PLAIN_HEADER, &old, new)?;
     }
+    swap_ends(ctx, ip, tcp)?;
     // Payload of a SYN is a credential, of which the sender's stack knows nothing.
     let sent = if tcp.flags & SYN != 0 { 1 } else { tcp.payload + (tcp.flags & FIN != 0) as u32 };
-    let answers_ack = tcp.flags & SYN == 0 && tcp.flags & ACK != 0;
-    let ack = if answers_ack { 0 } else { tcp.seq.wrapping_add(sent) };
-    let flags = if answers_ack { RST } else { RST | ACK };
-    store(ctx, ip.l4 + 4, &tcp.ack.to_be())?;
-    store(ctx, ip.l4 + 8, &ack.to_be())?;
-    store(ctx, ip.l4 + 12, &[(header << 2) as u8, flags])?;
-    set_length(ctx, ip, end)?;
-    complete_checksum(ctx, ip, header, end, 0)
+    set_header_length(ctx, ip, header)?;
+    if tcp.flags & SYN == 0 && tcp.flags & ACK != 0 {
+        set_numbers(ctx, ip, tcp, tcp.ack, 0, RST)
+    } else {
+        set_numbers(ctx, ip, tcp, tcp.ack, tcp.seq.wrapping_add(sent), RST | ACK)
+    }
 }
 
 /// Turns a SYN into a RETRY that repeats its other options, so that the sender's enforcer can restore it.

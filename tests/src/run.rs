@@ -33,7 +33,10 @@ pub(crate) fn begin(name: &str) -> Result<String> {
         .mode(0o700)
         .create(&directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
-    fs::write(directory.join(OWNER), own_mark()?)?;
+    // Whole at once: a lab that starts at the same time would take an owner without name for dead.
+    let unnamed = directory.join("owner-to-be");
+    fs::write(&unnamed, own_mark()?)?;
+    fs::rename(&unnamed, directory.join(OWNER))?;
     Ok(run)
 }
 

@@ -64,8 +64,8 @@ fn hello(stage: &Stage) -> Result<()> {
         (vec![KIND, LEN, EXID, EXID_LOW], Timeout, vec![server(NoIdentity)]),
         (vec![VERSION, ("type to none", 4, 0x01)], Timeout, vec![server(HelloMalformed)]),
         (vec![("type to CONFIRM", 4, 0x04), ("type to DENY", 4, 0x09)], Timeout, vec![server(HelloMalformed)]),
-        // The hash is an unknown session's index, but nothing is attached to a RESUME.
-        (vec![("type to RESUME", 4, 0x02)], Timeout, vec![server(HelloMalformed)]),
+        // The hash is an unknown session's index: the client starts over, once.
+        (vec![("type to RESUME", 4, 0x02)], Timeout, vec![server(UnknownSession).times(2), client(RetryLoop)]),
         (vec![FLAGS], Refused, both(HelloMalformed)),
         (vec![HANDLE, HANDLE_LOW], Refused, both(ProfileMismatch)),
         (vec![INDEX, INDEX_LOW, MAC, MAC_LOW], Refused, both(HelloTampered)),
