@@ -31,7 +31,7 @@ use common::wire::{CONFIRM, CREDENTIAL_MAX, DENY, HELLO, HELLO_REPLY, MacKey, RE
 use enforcer_user::load::MapSizes;
 use enforcer_user::map_write::Prefix;
 use place::{Place, isolated};
-use prog::segment::{ACK, FIN, PSH, RST, SYN, SYN_OPTIONS, Segment, packet, udp};
+use prog::segment::{ACK, FIN, PSH, RST, SYN, Segment, packet, udp};
 use prog::{Action, Bench, Delta, IN, OUT, addr, credential, key, option, sealed, type_and_reason};
 
 const PU: u32 = 1;

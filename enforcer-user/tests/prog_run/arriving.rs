@@ -23,7 +23,7 @@ fn a_syn_with_the_right_mac_is_judged_here() {
                 assert_eq!(action, Redirect);
                 assert_local_reset(&syn, &out);
                 let answer = Segment::parse(&out);
-                assert_eq!(answer.options[..20], SYN_OPTIONS);
+                assert_eq!(answer.options.len(), 20, "nothing else comes back");
                 let expected = sealed(KEY_OUT, DENY, reason as u8, 0, PEER_SESSION, (0, PEER_ISN, 0));
                 assert_eq!(answer.last_option(), expected);
                 assert_eq!(flow(&bench, pu, port, peer, SPORT), None);
@@ -142,7 +142,7 @@ fn strangers_meet_silence_or_a_reset() {
                 let (action, out) = counting(&bench, &[(reason, IN)], &[(DENY, OUT)], || bench.to(&syn.frame()));
                 assert_eq!(action, Redirect);
                 assert_local_reset(syn, &out);
-                assert_eq!(Segment::parse(&out).options, SYN_OPTIONS, "nothing is told to a stranger");
+                assert!(Segment::parse(&out).options.is_empty(), "nothing is told to a stranger");
             }
             bench.config.update(|config| config.flags = 0).unwrap();
 
