@@ -1,0 +1,264 @@
+//! Well-formed inputs to start from, and words that occur in them.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use common::wire::{CONFIRM, DENY, HELLO, HELLO_REPLY, OptionBytes, RESUME, RETRY};
+use enforcer_user::identity::ca::{Authority, IssueOptions};
+use enforcer_user::identity::credential::prepare;
+use enforcer_user::identity::{EnforcerId, OwnIdentity, PublicPrekey, Tags, TrustProfile};
+
+/// The time all of it is valid at, Unix seconds.
+pub const NOW: u64 = 1_800_000_000;
+/// The trust domain of all of it.
+pub const TRUST_DOMAIN: &str = "acme.example";
+const DAY: Duration = Duration::from_secs(86_400);
+
+struct Issued {
+    authority: Authority,
+    certificate: Vec<u8>,
+    profile: Vec<u8>,
+    credential: Vec<u8>,
+}
+
+static ISSUED: LazyLock<Issued> = LazyLock::new(|| {
+    let authority = Authority::generate("authority", NOW - 1000, DAY * 10).expect("an authority").0;
+    let id = EnforcerId::new(TRUST_DOMAIN, "host-a").expect("an id");
+    let issued = authority.issue(&IssueOptions::for_enforcer(&id, NOW - 500, DAY)).expect("a certificate");
+    let own = OwnIdentity::from_pem(&issued.cert_pem, &issued.key_pem).expect("an identity");
+    let mut tags = Tags::new();
+    for (key, value) in
+        [("app", "web"), ("user", "prod"), ("user", "ops"), ("image", "registry.acme.example/web:1.2.3")]
+    {
+        tags.entry(key.into()).or_default().insert(value.into());
+    }
+    let profile = TrustProfile {
+        enforcer: id,
+        pu: "web-1".into(),
+        handle: 7,
+        namespace: "/acme/prod".into(),
+        tags,
+        issued: NOW - 10,
+        expires: NOW + 300,
+        prekey: PublicPrekey { key: [9; 32], epoch: NOW as u32 + 4000 },
+    };
+    let credential = prepare(&own, &profile).expect("a credential");
+    Issued {
+        certificate: own.certificate().to_vec(),
+        profile: profile.to_json().expect("a profile").into_bytes(),
+        credential: credential.bytes().to_vec(),
+        authority,
+    }
+});
+
+/// Who issued [`certificate`].
+pub fn authority() -> &'static Authority {
+    &ISSUED.authority
+}
+
+/// A credential that verifies at [`NOW`].
+pub fn credential() -> &'static [u8] {
+    &ISSUED.credential
+}
+
+/// The certificate in it, DER.
+pub fn certificate() -> &'static [u8] {
+    &ISSUED.certificate
+}
+
+/// An IPv4 SYN with these options, a multiple of four bytes and at most forty.
+pub fn syn_with(options: &[u8]) -> Vec<u8> {
+    segment(false, options, &[])
+}
+
+fn segment(v6: bool, options: &[u8], payload: &[u8]) -> Vec<u8> {
+    let tcp_len = 20 + options.len() + payload.len();
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    if v6 {
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+        frame.extend((tcp_len as u16).to_be_bytes());
+        frame.extend([6, 64]);
+        frame.extend([0xfd; 32]);
+    } else {
+        frame.extend([8, 0, 0x45, 0]);
+        frame.extend((20 + tcp_len as u16).to_be_bytes());
+        frame.extend([0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    }
+    frame.extend([0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0]);
+    frame.extend([((20 + options.len()) << 2) as u8, 2, 0xff, 0xff, 0, 0, 0, 0]);
+    frame.extend(options);
+    frame.extend(payload);
+    frame
+}
+
+fn ours(packet_type: u8) -> [u8; 20] {
+    let option = OptionBytes::new(packet_type, 3, 0x1234, 0x89ab_cdef, 0x0123_4567_89ab_cdef);
+    let mut bytes = vec![option.kind, option.len];
+    bytes.extend(option.exid);
+    bytes.extend([option.version_type, option.flags]);
+    bytes.extend(option.handle);
+    bytes.extend(option.index);
+    bytes.extend(option.mac);
+    bytes.try_into().expect("twenty bytes")
+}
+
+/// Options of ordinary SYNs, with and without ours.
+pub fn options() -> Vec<Vec<u8>> {
+    let ordinary = [2, 4, 5, 180, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7];
+    let types = [HELLO, HELLO_REPLY, RESUME, CONFIRM, RETRY, DENY];
+    let mut options: Vec<Vec<u8>> = types.map(|kind| [&ordinary[..], &ours(kind)].concat()).into();
+    options.push(ordinary.to_vec());
+    options.push(ours(HELLO).to_vec());
+    options
+}
+
+/// Frames of both families.
+pub fn frames() -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    for v6 in [false, true] {
+        frames.push(segment(v6, &[], b"GET / HTTP/1.0\r\n\r\n"));
+        frames.extend(options().iter().map(|options| segment(v6, options, &ISSUED.credential)));
+    }
+    frames
+}
+
+/// Credentials.
+pub fn credentials() -> Vec<Vec<u8>> {
+    vec![ISSUED.credential.clone()]
+}
+
+/// Certificates: an enforcer's and an authority's.
+pub fn certificates() -> Vec<Vec<u8>> {
+    vec![ISSUED.certificate.clone(), ISSUED.authority.certificate().to_vec()]
+}
+
+/// Trust Profiles.
+pub fn profiles() -> Vec<Vec<u8>> {
+    vec![ISSUED.profile.clone()]
+}
+
+/// Rules, a line each.
+pub fn rules() -> Vec<Vec<u8>> {
+    [
+        "allow app=myapp user=prod -> app=hadoop user=prod tcp/8020,9000-9010 encrypt log",
+        "deny any -> any",
+        "allow group in (admins, \"ops team\") user!=guest or root -> app not in (a,b) !quarantine udp/53 icmp/8",
+        "allow image=registry.acme.example/* -> net 10.0.0.0/8, fd00::/8 except 10.1.0.0/16 tcp/443 observe",
+        "allow net 0.0.0.0/0 -> 'odd key'=\"a\\\"b\" tcp icmp6",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .into()
+}
+
+/// Policy files.
+pub fn policy_files() -> Vec<Vec<u8>> {
+    [
+        "name: decree\nrules:\n  # why\n  - hadoop: allow app=hadoop user=prod -> app=hadoop user=prod tcp/8020,9000-9010\n  - deny any -> app=db tcp/5432\n",
+        "name: p\nnamespace: /acme/prod\nrules:\n  - \"allow a=b -> c=d\"\n  - x: 'allow net 10.0.0.0/8 except 10.1.0.0/16 -> any tcp/443 log'\n",
+        "name: long\nrules:\n  - r: >\n      allow app=web\n      -> app=db tcp/5432\n  - |\n      allow any -> any\n",
+        "name: p\nrules: []\n---\nname: q\nrules: [allow any -> any]\n",
+        "name: &a p\nrules: [*a, {b: allow any -> any}]\n",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .into()
+}
+
+/// Configurations.
+pub fn configs() -> Vec<Vec<u8>> {
+    [
+        "",
+        "name = 'h1'\nnamespace = '/acme'\n[identity]\nclock_skew = '2m'\nnetworks = ['10.0.0.0/8', 'fd00::/8']\n[datapath]\nxdp = 'native'\nmax_flows = 1024\ninterfaces = ['eth0']\nunmanaged = \"deny\"\n[log]\nformat = 'json'\n",
+        "[paths]\nbpffs = \"/sys/fs/bpf/enforcer\"\nsocket = '/run/e.sock'\n[metrics]\nlisten = \"127.0.0.1:9464\"\n[policy]\npaths = [\"/etc/enforcer/policy.d\"]\n",
+        "[datapath]\nagent_timeout = \"3s\"\nhandshake_ring_bytes = 4_194_304\ntap = 'enf0'\nstrangers = 'reject'\n[identity]\nca = ['a.crt']\nprekey_rotation = '1h'\n",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .into()
+}
+
+/// Requests on the admin socket.
+pub fn admin_requests() -> Vec<Vec<u8>> {
+    [
+        r#"{"op":"status"}"#,
+        r#"{"op":"flows","limit":10}"#,
+        r#"{"op":"forget","peer":"spiffe://acme.example/enforcer/a"}"#,
+        r#"{"op":"pu_add","target":{"cgroup":"/sys/fs/cgroup/a"},"name":"web","namespace":null,"tags":[["app","web"],["user","prod"]]}"#,
+        r#"{"op":"pu_add","target":"command","name":null,"namespace":"/a/b","tags":[]}"#,
+        r#"{"op":"pu_remove","pu":"7"}"#,
+        r#"{"op":"explain","subject":{"pu":{"namespace":"/a","tags":{"app":["web"]}}},"object":{"external":{"networks":["10.0.0.0/8"]}},"protocol":6,"port":443}"#,
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .into()
+}
+
+/// Words that mean something to one parser or another.
+pub const WORDS: &[&str] = &[
+    "allow",
+    "deny",
+    " -> ",
+    "any",
+    "net ",
+    "except ",
+    " in (",
+    " not in (",
+    "observe",
+    "log",
+    "encrypt",
+    "tcp/",
+    "udp/",
+    "icmp/",
+    "!=",
+    "=",
+    "*",
+    "\"",
+    "'",
+    "\\",
+    "(",
+    ")",
+    ",",
+    "\n",
+    "\r\n",
+    "\t",
+    "  - ",
+    "- ",
+    ": ",
+    "#",
+    "&a ",
+    "*a",
+    "!!str ",
+    "|",
+    ">",
+    "---\n",
+    "...\n",
+    "? ",
+    "{",
+    "}",
+    "[",
+    "]",
+    "[[",
+    "]]",
+    "null",
+    "true",
+    "-1",
+    "0x7f",
+    "1e999",
+    "18446744073709551616",
+    "65536",
+    "::/0",
+    "0.0.0.0/0",
+    "/129",
+    "\u{0}",
+    "\u{feff}",
+    "\u{85}",
+    "\u{2028}",
+    "é",
+    "\u{10ffff}",
+    "name",
+    "rules",
+    "namespace",
+    "[identity]",
+    "[datapath]",
+    "\"op\":",
+    "\"tags\":",
+    "\\u0000",
+    "\\ud800",
+];

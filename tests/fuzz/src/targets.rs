@@ -1,0 +1,150 @@
+//! One function for each parser of foreign bytes. It returns whether the bytes were accepted, and panics if the parser
+//! does, or if what it accepted does not hold together.
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use common::wire::{OPTION_LEN, OptionBytes};
+use enforcer_user::admin::Request;
+use enforcer_user::config::Config;
+use enforcer_user::handshake::{Frame, build};
+use enforcer_user::identity::{Anchors, TrustProfile, Verifier};
+use policy::{Capabilities, Compiled};
+
+use super::seeds::{self, NOW};
+
+/// Frames held by the kernel: whatever is accepted can be stripped, completed and answered, and the results are frames.
+pub fn frame(bytes: &[u8]) -> bool {
+    let Ok(frame) = Frame::parse(bytes) else { return false };
+    let carried = frame.option();
+    assert_eq!(frame.bytes(), &bytes[..frame.bytes().len()]);
+    assert!(frame.bytes().ends_with(frame.payload()));
+    let stripped = build::strip(&frame);
+    let stripped = Frame::parse(&stripped).expect("a stripped frame is a frame");
+    assert!(stripped.payload().is_empty());
+    assert_eq!((stripped.seq(), stripped.option()), (frame.seq(), carried));
+    let completed = build::complete(&frame);
+    let again = build::complete(&Frame::parse(&completed).expect("a completed frame is a frame"));
+    assert_eq!(completed, again, "completing twice changes nothing");
+    let denied = build::deny(&frame, common::drop_reason::Reason::NoRule, None);
+    let denied = Frame::parse(&denied).expect("a DENY is a frame");
+    assert_eq!((denied.source(), denied.destination()), (frame.destination(), frame.source()));
+    assert_eq!((denied.source_port(), denied.destination_port()), (frame.destination_port(), frame.source_port()));
+    let reset = build::reset_receiver(&frame);
+    assert!(Frame::parse(&reset).expect("a reset is a frame").payload().is_empty());
+    true
+}
+
+/// The options of a TCP header, around and including ours.
+pub fn option(bytes: &[u8]) -> bool {
+    let options = &bytes[..bytes.len().min(40) & !3];
+    let frame_bytes = seeds::syn_with(options);
+    let frame = Frame::parse(&frame_bytes).expect("a frame of any options");
+    let Some(option) = frame.option() else { return false };
+    let written = OptionBytes {
+        version_type: option.version_type,
+        ..OptionBytes::new(0, option.flags, option.handle(), option.index(), option.mac())
+    };
+    assert_eq!(written, option);
+    assert_eq!(&options[options.len() - OPTION_LEN..][..4], &[option.kind, option.len, option.exid[0], option.exid[1]]);
+    option.packet_type() != 0
+}
+
+/// Credentials on the wire: none is accepted but the one that was signed, bit for bit.
+pub fn credential(bytes: &[u8]) -> bool {
+    with_verifier(|verifier| {
+        let accepted = verifier.verify(bytes, NOW).is_ok();
+        assert_eq!(accepted, bytes == seeds::credential(), "another credential was accepted");
+        accepted
+    })
+}
+
+/// Certificates: none is accepted but the one that was issued.
+pub fn certificate(bytes: &[u8]) -> bool {
+    with_verifier(|verifier| {
+        let accepted = verifier.verify_certificate(bytes, NOW).is_ok();
+        assert_eq!(accepted, bytes == seeds::certificate(), "another certificate was accepted");
+        accepted
+    })
+}
+
+/// The JSON of a Trust Profile: what is read can be written and read again.
+pub fn profile(bytes: &[u8]) -> bool {
+    let Ok(profile) = TrustProfile::from_json(bytes) else { return false };
+    let written = profile.to_json().expect("what was read can be written");
+    assert_eq!(TrustProfile::from_json(written.as_bytes()).as_ref(), Ok(&profile));
+    true
+}
+
+/// One rule a line: what is read can be printed and read again.
+pub fn rule(bytes: &[u8]) -> bool {
+    let Ok(text) = str::from_utf8(bytes) else { return false };
+    match policy::parse_rule(text) {
+        Ok(rule) => {
+            let printed = rule.to_string();
+            assert_eq!(policy::parse_rule(&printed).as_ref(), Ok(&rule), "{printed}");
+            true
+        }
+        Err(error) => {
+            check_place(text, error.line as usize, error.column as usize);
+            false
+        }
+    }
+}
+
+/// A policy file: what is read compiles, and every error points into the text.
+pub fn policy_file(bytes: &[u8]) -> bool {
+    let Ok(text) = str::from_utf8(bytes) else { return false };
+    match policy::parse_file("policy.yaml", text) {
+        Ok(rules) => {
+            let compiled = Compiled::new(&rules, Capabilities { encrypt: true }).expect("what was read compiles");
+            assert_eq!(compiled.rules().count(), rules.len());
+            true
+        }
+        Err(errors) => {
+            assert!(errors.iter().next().is_some() && !errors.to_string().is_empty());
+            errors.iter().for_each(|error| check_place(text, error.line as usize, error.column as usize));
+            false
+        }
+    }
+}
+
+/// The configuration: errors point into the text.
+pub fn config(bytes: &[u8]) -> bool {
+    let Ok(text) = str::from_utf8(bytes) else { return false };
+    match Config::parse(text, Path::new("enforcer.toml")) {
+        Ok(_) => true,
+        Err(error) => {
+            assert!(error.to_string().starts_with("enforcer.toml"), "{error}");
+            if let Some((line, column)) = error.place {
+                check_place(text, line, column);
+            }
+            false
+        }
+    }
+}
+
+/// A line on the admin socket: what is read can be written and read again.
+pub fn admin_request(bytes: &[u8]) -> bool {
+    let Ok(request) = serde_json::from_slice::<Request>(bytes) else { return false };
+    let written = serde_json::to_vec(&request).expect("what was read can be written");
+    let again: Request = serde_json::from_slice(&written).expect("what was written can be read");
+    assert_eq!(request, again);
+    true
+}
+
+/// Line and column, from 1, of a place in `text` or right behind it.
+fn check_place(text: &str, line: usize, column: usize) {
+    assert!(line >= 1 && column >= 1, "{line}:{column}");
+    assert!(line <= text.split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']).count() + 1, "line {line} of {text:?}");
+}
+
+fn with_verifier<T>(look: impl FnOnce(&mut Verifier) -> T) -> T {
+    thread_local! {
+        static VERIFIER: RefCell<Verifier> = {
+            let anchors = Anchors::from_certificates([seeds::authority().certificate().clone()]).expect("anchors");
+            RefCell::new(Verifier::new(anchors, seeds::TRUST_DOMAIN, 30))
+        };
+    }
+    VERIFIER.with_borrow_mut(look)
+}

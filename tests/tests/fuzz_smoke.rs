@@ -1,0 +1,180 @@
+//! Every parser of foreign bytes against mutated inputs, the same at every run.
+//!
+//! `FUZZ_RUNS` sets how many inputs each target gets. tests/fuzz gives the same targets to libFuzzer.
+
+#[path = "../fuzz/src/seeds.rs"]
+#[allow(dead_code, reason = "the fuzzer's own crate uses the rest")]
+mod seeds;
+#[path = "../fuzz/src/targets.rs"]
+mod targets;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+/// Inputs for each target without `FUZZ_RUNS`, for parsers that do no cryptography.
+const RUNS: u64 = 200_000;
+
+/// Inputs that were accepted and are kept to mutate further.
+const KEPT: usize = 200;
+
+/// Longest input, bytes.
+const LONGEST: usize = 4096;
+
+/// Drives `target` with mutations of `seeds`; of every `share`th of the usual number of inputs. Some must be accepted
+/// beside the seeds themselves, unless `exact`, when none may be.
+fn drive(name: &str, seeds: Vec<Vec<u8>>, target: fn(&[u8]) -> bool, share: u64, exact: bool) {
+    let runs = std::env::var("FUZZ_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(RUNS) / share;
+    let mut dice =
+        Dice(name.bytes().fold(0x9e37_79b9_7f4a_7c15, |seed, byte| (seed ^ u64::from(byte)) << 5 | seed >> 59));
+    let accepted = seeds.iter().filter(|seed| target(seed)).count();
+    assert!(accepted > 0, "{name}: no seed is accepted");
+    let mut corpus = seeds;
+    let (first, mut accepted, mut rejected) = (corpus.len(), 0_u64, 0_u64);
+    for run in 0..runs {
+        let input = dice.mutate(&corpus);
+        let result = catch_unwind(AssertUnwindSafe(|| target(&input)));
+        match result {
+            Ok(true) => {
+                accepted += 1;
+                if !corpus.contains(&input) {
+                    if corpus.len() < first + KEPT {
+                        corpus.push(input);
+                    } else {
+                        let at = first + dice.below(KEPT);
+                        corpus[at] = input;
+                    }
+                }
+            }
+            Ok(false) => rejected += 1,
+            Err(panic) => {
+                eprintln!("{name}, input {run}: {:?}\n{input:02x?}", String::from_utf8_lossy(&input));
+                resume_unwind(panic);
+            }
+        }
+    }
+    eprintln!("{name}: {accepted} accepted, {rejected} rejected");
+    assert!(rejected > runs / 50, "{name}: nearly nothing is rejected");
+    let kept = corpus.len() > first;
+    assert_eq!(kept, !exact, "{name}: {accepted} accepted");
+}
+
+#[test]
+fn frames() {
+    drive("frame", seeds::frames(), targets::frame, 1, false);
+}
+
+#[test]
+fn options() {
+    drive("option", seeds::options(), targets::option, 1, false);
+}
+
+#[test]
+fn credentials() {
+    drive("credential", seeds::credentials(), targets::credential, 10, true);
+}
+
+#[test]
+fn certificates() {
+    drive("certificate", seeds::certificates(), targets::certificate, 10, true);
+}
+
+#[test]
+fn profiles() {
+    drive("profile", seeds::profiles(), targets::profile, 1, false);
+}
+
+#[test]
+fn rules() {
+    drive("rule", seeds::rules(), targets::rule, 1, false);
+}
+
+#[test]
+fn policy_files() {
+    drive("policy_file", seeds::policy_files(), targets::policy_file, 1, false);
+}
+
+#[test]
+fn configs() {
+    drive("config", seeds::configs(), targets::config, 2, false);
+}
+
+#[test]
+fn admin_requests() {
+    drive("admin_request", seeds::admin_requests(), targets::admin_request, 1, false);
+}
+
+/// Nesting that would exhaust a recursive parser's stack; no mutation comes that far.
+#[test]
+fn depth_is_bounded() {
+    let deep = |open: &str, close: &str| [open.repeat(30_000), close.repeat(30_000)].concat().into_bytes();
+    for (open, close) in
+        [("[", "]"), ("{\"a\":", "}"), ("(", ")"), ("- ", ""), ("a: ", ""), ("{a: ", "}"), ("? ", ""), ("!", "")]
+    {
+        for before in ["", "rules: ", "a = ", "{\"op\":\"status\",\"x\":", "allow a in "] {
+            let input = [before.as_bytes(), &deep(open, close)].concat();
+            for target in
+                [targets::rule, targets::policy_file, targets::config, targets::admin_request, targets::profile]
+            {
+                assert!(!target(&input), "{before}{open}");
+            }
+        }
+    }
+    let blocks: String = (0..2000).map(|depth| format!("{}- \n", " ".repeat(depth))).collect();
+    assert!(!targets::policy_file(blocks.as_bytes()));
+}
+
+/// SplitMix64, and what is done to inputs with it.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound.max(1) as u64) as usize
+    }
+
+    /// One of `corpus`, changed in one to four places.
+    fn mutate(&mut self, corpus: &[Vec<u8>]) -> Vec<u8> {
+        let mut input = corpus[self.below(corpus.len())].clone();
+        for _ in 0..=self.below(4) {
+            self.change(&mut input, corpus);
+        }
+        input.truncate(LONGEST);
+        input
+    }
+
+    fn change(&mut self, input: &mut Vec<u8>, corpus: &[Vec<u8>]) {
+        let at = self.below(input.len() + 1);
+        let end = (at + 1 + self.below(16)).min(input.len());
+        match self.below(10) {
+            0 | 1 if at < input.len() => input[at] ^= 1 << self.below(8),
+            2 if at < input.len() => input[at] = [0, 1, 0x7f, 0x80, 0xff, b' ', b'0', b'\n'][self.below(8)],
+            3 if at < input.len() => input[at] = self.next() as u8,
+            4 => input.truncate(at),
+            5 if at < end => drop(input.drain(at..end)),
+            6 if at < end => {
+                let copy = input[at..end].to_vec();
+                input.splice(at..at, copy);
+            }
+            7 if at + 2 <= input.len() => {
+                let number = [0_u16, 1, 20, 64, 0x7fff, 0x8000, 0xffff, input.len() as u16][self.below(8)];
+                input[at..at + 2].copy_from_slice(&number.to_be_bytes());
+            }
+            8 => {
+                let word = seeds::WORDS[self.below(seeds::WORDS.len())];
+                input.splice(at..at, word.bytes());
+            }
+            _ => {
+                let other = &corpus[self.below(corpus.len())];
+                let from = self.below(other.len() + 1);
+                input.truncate(at);
+                input.extend_from_slice(&other[from..]);
+            }
+        }
+    }
+}
