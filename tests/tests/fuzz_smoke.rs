@@ -79,12 +79,12 @@ fn certificates() {
 
 #[test]
 fn profiles() {
-    drive("profile", seeds::profiles(), targets::profile, 1, false);
+    drive("profile", seeds::profiles(), targets::profile, 2, false);
 }
 
 #[test]
 fn rules() {
-    drive("rule", seeds::rules(), targets::rule, 1, false);
+    drive("rule", seeds::rules(), targets::rule, 4, false);
 }
 
 #[test]
