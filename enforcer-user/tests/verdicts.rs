@@ -434,7 +434,7 @@ fn the_kernel_agrees_with_the_evaluator() {
         let before = bench.counts();
         let stage = RefCell::new(Stage { bench, interfaces, decisions: 0, expected: BTreeMap::new() });
         let world = (vec(policy_rule(), 0..25), vec(pu(), PUS..=PUS), vec(change(), 0..4), any::<bool>());
-        let config = Config { cases: 100, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
+        let config = Config { cases: 60, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
         TestRunner::new(config)
             .run(&world, |(rules, pus, changes, v6)| {
                 let mut stage = stage.borrow_mut();
