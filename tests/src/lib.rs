@@ -39,5 +39,5 @@ pub use mitm::{Fate, Mitm, Sighting, Way};
 pub use pair::Pair;
 pub use process::{Output, Place, Proc};
 pub use segment::Segment;
-pub use traffic::{Attempt, Listener, Load, Outcome, Server, ServerEvent, Talk, lab_tool};
+pub use traffic::{Attempt, Listener, Load, Outcome, Server, ServerEvent, Talk, lab_tool, use_lab_tool};
 pub use workload::Workload;

@@ -1,6 +1,7 @@
 //! The traffic tool's answers, typed: one connection attempt, one server, one load.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -101,9 +102,19 @@ pub(crate) struct Attempts {
     pub(crate) attempts: Vec<Attempt>,
 }
 
-/// The traffic tool: `LAB_TOOL_BIN`, or the one built beside the running program.
+static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
+
+/// Names the `lab-tool` to use from now on, before `LAB_TOOL_BIN` and any that was built. The first call holds.
+pub fn use_lab_tool(path: PathBuf) {
+    CHOSEN.get_or_init(|| path);
+}
+
+/// The traffic tool: the one chosen, or `LAB_TOOL_BIN`, or the one built beside the running program.
 pub fn lab_tool() -> Result<PathBuf> {
-    built_binary("lab-tool", "LAB_TOOL_BIN", "cargo build --package tests --bin lab-tool")
+    match CHOSEN.get() {
+        Some(path) => Ok(path.clone()),
+        None => built_binary("lab-tool", "LAB_TOOL_BIN", "cargo build --package tests --bin lab-tool"),
+    }
 }
 
 impl Place {

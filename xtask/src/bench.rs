@@ -1,26 +1,121 @@
 //! Measurements against a bare veth, nftables and NFQUEUE.
+//!
+//! Whatever is compared runs at the same time on the same machine, slice by slice in turn, so that both sides of a pair see
+//! the same weather. `docs/benchmarks.md` says what each row means.
 
+mod arms;
+mod contact;
+mod inside;
+mod pairs;
+mod profile;
+mod rows;
+
+use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
+
+use crate::{build, setup, step, workspace};
+use arms::Sizes;
+use pairs::Plan;
+use rows::Rows;
 
 /// What to measure and where to write it.
 #[derive(Args)]
 pub struct Options {
-    /// Finish within five minutes, with fewer pairs
-    #[arg(long)]
+    /// Finish within five minutes, with shorter slices
+    #[arg(long, conflicts_with = "smoke")]
     quick: bool,
+    /// Only see that everything measures something, in seconds: one short pair of each, small tables
+    #[arg(long)]
+    smoke: bool,
     /// Write the rows as one JSON document
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Measure only these groups; all of them by default
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Group>,
+    /// Measure the `enforcer` and the `lab-tool` in this directory, as they are
+    #[arg(long, value_name = "DIR")]
+    prebuilt: Option<PathBuf>,
 }
 
-/// Runs the measurements.
+/// Rows that are measured together.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+enum Group {
+    /// The enforcer against a bare veth, first contact, and the programs' own time
+    Enforced,
+    /// 10, 1,000 and 100,000 rules
+    Rules,
+    /// nftables and NFQUEUE against a bare veth
+    Others,
+    /// The compiler of policies
+    Compile,
+    /// The agent's memory
+    Memory,
+}
+
+/// Runs the measurements and prints them.
 ///
 /// # Errors
-/// Always, as long as no measurement exists.
+/// The machine cannot be prepared, something does not build, or a measurement fails. A missed target is no error.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    bail!("no measurement exists yet (asked for quick={}, json={:?})", options.quick, options.json)
+    if !workspace::is_root() {
+        bail!("not root: the measurements make network namespaces and load eBPF");
+    }
+    let tools = prepare(options)?;
+    let plan = match options {
+        Options { smoke: true, .. } => Plan::SMOKE,
+        Options { quick: true, .. } => Plan::QUICK,
+        _ => Plan::FULL,
+    };
+    let sizes = if options.smoke { Sizes::SMALL } else { Sizes::FULL };
+    let mut rows = Rows::default();
+    let chosen = |group| options.only.is_empty() || options.only.contains(&group);
+    if chosen(Group::Enforced) {
+        contact::enforced(&plan, &tools, &mut rows)?;
+    }
+    if chosen(Group::Rules) {
+        contact::rules(&plan, &sizes, &mut rows)?;
+    }
+    if chosen(Group::Others) {
+        contact::others(&plan, &sizes, &mut rows)?;
+    }
+    if chosen(Group::Compile) {
+        inside::compile(&plan, &sizes, &tools, &mut rows)?;
+    }
+    if chosen(Group::Memory) {
+        inside::memory(&plan, &sizes, &tools, &mut rows)?;
+    }
+    print!("{}", rows.table());
+    if let Some(file) = &options.json {
+        fs::write(file, rows.json()?).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Programs that measure from inside.
+struct Tools {
+    /// `enforcer-user`'s example `bench`.
+    inside: PathBuf,
+}
+
+/// Builds optimised programs, unless there are some already, and tells the laboratory to use them.
+fn prepare(options: &Options) -> Result<Tools> {
+    let directory = match &options.prebuilt {
+        Some(directory) => directory.clone(),
+        None => {
+            setup::run(&setup::Options::default())?;
+            build::ebpf()?;
+            let mut cargo = workspace::cargo();
+            let packages = ["--package", "enforcer-user", "--package", "tests", "--bins", "--example", "bench"];
+            step::run("build what is measured", cargo.args(["build", "--locked", "--release"]).args(packages))?;
+            workspace::target().join("release")
+        }
+    };
+    tests::use_enforcer(directory.join("enforcer"));
+    tests::use_lab_tool(directory.join("lab-tool"));
+    Ok(Tools { inside: directory.join("examples/bench") })
 }

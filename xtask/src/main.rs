@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         Command::Lint(options) => lint::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Demo(options) => prepared(|| demo::run(&options)),
-        Command::Bench(options) => prepared(|| bench::run(&options)),
+        Command::Bench(options) => bench::run(&options),
     };
     match outcome {
         Ok(code) => code,

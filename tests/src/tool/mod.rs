@@ -4,6 +4,7 @@ mod connect;
 mod dialog;
 mod hold;
 mod load;
+mod queue;
 mod raw;
 mod serve;
 mod shuffle;
@@ -39,6 +40,8 @@ enum Command {
     Stream(load::Load),
     /// Double packets between two interfaces and change their order
     Shuffle(shuffle::Shuffle),
+    /// Accept every packet of an NFQUEUE, one verdict a packet
+    Queue(queue::Queue),
     /// Send a hand-made TCP segment, or a whole captured frame, and print what comes back
     Raw(raw::Raw),
 }
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Rr(load) => load.run("rr"),
         Command::Stream(load) => load.run("stream"),
         Command::Shuffle(shuffle) => shuffle.run(),
+        Command::Queue(queue) => queue.run(),
         Command::Raw(raw) => raw.run(),
     };
     match result {

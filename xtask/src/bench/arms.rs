@@ -1,0 +1,243 @@
+//! Arms: two hosts on one veth, bare or with something that guards them.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tests::{Attempt, Host, Lab, Load, Place, Proc, Workload, lab_tool};
+
+/// Where echo servers listen.
+pub const ECHO: u16 = 8020;
+/// Where servers listen that only swallow.
+const SINK: u16 = 8021;
+/// The client's processor, and the server's: the same in every arm.
+const PROCESSORS: [&str; 2] = ["0", "1"];
+
+/// Sizes of tables.
+pub struct Sizes {
+    /// Rules of the enforced arms, few to many.
+    pub rules: [usize; 3],
+    /// Rules of the nftables arms, few to many.
+    pub linear: [usize; 3],
+    /// Rules and identities to compile.
+    pub compile: (usize, usize),
+    /// PUs and flows of the agent whose memory is taken.
+    pub memory: (usize, usize),
+}
+
+impl Sizes {
+    /// As the targets want it.
+    pub const FULL: Self = Self {
+        rules: [10, 1_000, 100_000],
+        linear: [1, 1_000, 10_000],
+        compile: (100_000, 10_000),
+        memory: (1_000, 100_000),
+    };
+    /// To see that it works.
+    pub const SMALL: Self = Self { rules: [10, 20, 30], linear: [1, 2, 3], compile: (1_000, 100), memory: (3, 1_000) };
+}
+
+/// What stands between the two hosts.
+#[derive(Clone, Copy)]
+pub enum Guard {
+    /// Nothing.
+    None,
+    /// An enforcer on each host, with so many rules; both processes are PUs.
+    Enforcer(usize),
+    /// A stateful nftables ruleset on each host, with so many rules; the last one lets the connection pass.
+    Nftables(usize),
+    /// Every SYN waits for a program's verdict, at the client's host and at the server's.
+    Nfqueue,
+}
+
+/// A client and a server, and what is between them.
+pub struct Arm {
+    name: &'static str,
+    /// The host with the client.
+    pub a: Host,
+    /// The host with the server.
+    pub b: Host,
+    client: Workload,
+    _processes: Vec<Proc>,
+    _server: Workload,
+    _lab: Lab,
+}
+
+impl Arm {
+    /// Makes the hosts, guards them, and starts the servers.
+    ///
+    /// # Errors
+    /// Something cannot be made or does not start.
+    pub fn new(name: &'static str, guard: Guard) -> Result<Self> {
+        let lab = Lab::new("bench")?;
+        let (a, b) = (lab.host("a")?, lab.host("b")?);
+        join(&a, &b)?;
+        let mut processes = Vec::new();
+        match guard {
+            Guard::None => {}
+            Guard::Enforcer(rules) => {
+                lab.write_policy("bench.yaml", &policy(rules))?;
+                for host in [&a, &b] {
+                    host.start_enforcer("").with_context(|| format!("with {rules} rules"))?;
+                }
+            }
+            Guard::Nftables(rules) => {
+                for (host, hook) in [(&a, "output"), (&b, "input")] {
+                    apply(host, &ruleset(hook, rules))?;
+                }
+            }
+            Guard::Nfqueue => {
+                for (host, hook) in [(&a, "output"), (&b, "input")] {
+                    let mut queue = host.spawn(&tool(&["queue"])?)?;
+                    queue.wait_for_line("READY", Duration::from_secs(5))?;
+                    processes.push(queue);
+                    apply(host, &queueing(hook))?;
+                }
+            }
+        }
+        let workload = |host: &Host, name: &str, tags: &[&str]| match guard {
+            Guard::Enforcer(_) => host.workload(name, tags),
+            _ => host.plain_workload(name),
+        };
+        let client = workload(&a, "client", &["app=bench", "side=client"])?;
+        let server = workload(&b, "server", &["app=bench", "side=server"])?;
+        for (port, reply) in [(ECHO, "echo"), (SINK, "sink")] {
+            let line = pinned(1, &["serve", "--quiet", "--listen", &format!("[::]:{port}"), "--reply", reply])?;
+            let mut process = server.spawn(&line)?;
+            process.wait_for_line("READY", Duration::from_secs(5))?;
+            processes.push(process);
+        }
+        let arm = Self { name, a, b, client, _processes: processes, _server: server, _lab: lab };
+        // First contact, and whatever else happens only once.
+        arm.load("crr", Duration::from_millis(20), &[])?;
+        Ok(arm)
+    }
+
+    /// What it is called in messages.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Runs a load generator of this kind for so long.
+    ///
+    /// # Errors
+    /// It cannot be started, or fails.
+    pub fn load(&self, kind: &str, length: Duration, args: &[&str]) -> Result<Load> {
+        let port = if kind == "stream" { SINK } else { ECHO };
+        let (to, seconds) = (self.b.socket_v4(port), length.as_secs_f64().to_string());
+        let mut line = vec![kind, to.as_str(), "--seconds", &seconds];
+        if kind == "crr" {
+            line.extend(["--close", "fin"]);
+        }
+        line.extend(args);
+        self.client.exec_within(&pinned(0, &line)?, length + Duration::from_secs(30))?.json()
+    }
+
+    /// One connection that stays open until the process is dropped.
+    ///
+    /// # Errors
+    /// The process cannot be started, or does not connect.
+    pub fn hold(&self, port: u16) -> Result<Proc> {
+        let mut process = self.client.spawn_tool(&["hold", &self.b.socket_v4(port)])?;
+        process.wait_for_line("READY", Duration::from_secs(5))?;
+        Ok(process)
+    }
+
+    /// One connection of a process of its own.
+    ///
+    /// # Errors
+    /// The process cannot be started. A connection that fails is an answer.
+    pub fn connect(&self) -> Result<Attempt> {
+        self.client.connect(&self.b.socket_v4(ECHO), &[])
+    }
+}
+
+/// One veth from host to host instead of the lab's switch, and ports that last.
+fn join(a: &Host, b: &Host) -> Result<()> {
+    let ip = |host: &Place, line: &str| -> Result<()> {
+        let words: Vec<&str> = ["ip"].into_iter().chain(line.split(' ')).collect();
+        host.exec(&words)?.ok().map(drop)
+    };
+    for host in [a, b] {
+        ip(host, "link del eth0")?;
+    }
+    ip(a, &format!("link add eth0 type veth peer name eth0 netns {}", b.netns()))?;
+    for host in [a, b] {
+        ip(host, &format!("addr add {}/24 dev eth0", host.v4()))?;
+        ip(host, &format!("addr add {}/64 dev eth0 nodad", host.v6()))?;
+        ip(host, "link set eth0 up")?;
+        // The client closes first, so its ports wait: they may be used again after a second (RFC 6191).
+        host.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+    }
+    Ok(())
+}
+
+/// A policy of so many rules, of which one, in the middle, is for us.
+pub fn policy(rules: usize) -> String {
+    let mut text = String::from("name: bench\nrules:\n");
+    for number in 0..rules {
+        let _ = if number == rules / 2 {
+            writeln!(text, "  - ours: allow app=bench side=client -> app=bench side=server tcp/{ECHO}-{SINK}")
+        } else {
+            let (from, to, port) = (number % 997, number % 1009, 1024 + number % 60_000);
+            writeln!(text, "  - r{number}: allow app=app{from} user=prod -> app=app{to} user=prod tcp/{port}")
+        };
+    }
+    text
+}
+
+/// A stateful ruleset whose last rule is the one that matches.
+fn ruleset(hook: &str, rules: usize) -> String {
+    let mut text = format!(
+        "table inet bench {{\n chain guard {{\n  type filter hook {hook} priority 0; policy drop;\n  ct state established,related accept\n  ct state invalid drop\n  icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept\n"
+    );
+    for number in 1..rules {
+        let _ = writeln!(text, "  ip saddr 10.99.{}.{} tcp dport {ECHO} accept", number / 250, number % 250 + 1);
+    }
+    let _ = writeln!(text, "  ip saddr 10.77.0.0/24 tcp dport {{ {ECHO}, {SINK} }} accept\n }}\n}}");
+    text
+}
+
+fn queueing(hook: &str) -> String {
+    format!(
+        "table inet bench {{\n chain guard {{\n  type filter hook {hook} priority 0; policy accept;\n  tcp flags & (syn | ack | rst) == syn queue num 0\n }}\n}}\n"
+    )
+}
+
+fn apply(host: &Host, rules: &str) -> Result<()> {
+    let file = host.directory().join("rules.nft");
+    fs::write(&file, rules).with_context(|| format!("cannot write {}", file.display()))?;
+    host.exec(&["nft", "-f", &file.to_string_lossy()])?.ok().map(drop)
+}
+
+fn tool(args: &[&str]) -> Result<Vec<String>> {
+    let tool = lab_tool()?.to_string_lossy().into_owned();
+    Ok([tool].into_iter().chain(args.iter().map(|arg| (*arg).to_owned())).collect())
+}
+
+/// The traffic tool on the processor of this side.
+fn pinned(side: usize, args: &[&str]) -> Result<Vec<String>> {
+    let start = ["taskset", "-c", PROCESSORS[side]].map(str::to_owned);
+    Ok(start.into_iter().chain(tool(args)?).collect())
+}
+
+#[cfg(test)]
+mod tests_of_arms {
+    use super::ruleset;
+
+    #[test]
+    fn a_policy_has_as_many_rules_as_asked_for() {
+        for count in [1, 10, 1_000] {
+            let rules = policy::parse_file("bench.yaml", &super::policy(count)).expect("parses");
+            assert_eq!(rules.len(), count);
+        }
+    }
+
+    #[test]
+    fn a_ruleset_has_as_many_accepting_rules_as_asked_for() {
+        for count in [1, 10, 1_000] {
+            assert_eq!(ruleset("input", count).matches("tcp dport").count(), count);
+        }
+    }
+}

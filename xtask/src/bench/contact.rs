@@ -1,0 +1,113 @@
+//! Connections and streams, arm against arm.
+
+use anyhow::{Result, ensure};
+use tests::{Host, Outcome};
+
+use super::arms::{Arm, Guard, Sizes};
+use super::pairs::{Plan, interleave, load, shares};
+use super::rows::Rows;
+use super::{Tools, inside, profile};
+use crate::step;
+
+const OF_BARE: &str = "of bare";
+
+/// The enforcer against nothing: connections, requests, streams, what a contact adds, and the programs' own time.
+///
+/// # Errors
+/// An arm cannot be made, or a measurement fails.
+pub fn enforced(plan: &Plan, tools: &Tools, rows: &mut Rows) -> Result<()> {
+    step::say("a bare pair of hosts, and an enforced one");
+    let bare = Arm::new("bare", Guard::None)?;
+    let enforced = Arm::new("enforced", Guard::Enforcer(10))?;
+    let arms = [&bare, &enforced];
+
+    let crr = load(plan, &arms, "crr", &[])?;
+    rows.add("crr_bare_per_s", "1/s", &crr.iter().map(|loads| loads[0].rate).collect::<Vec<_>>());
+    rows.add("crr_resume", OF_BARE, &shares(&crr, 1));
+    let added = crr.iter().map(|loads| loads[1].median_micros - loads[0].median_micros).collect::<Vec<_>>();
+    rows.add("resume_added_us", "µs", &added);
+    for (name, kind, args) in [
+        ("rr", "rr", &[][..]),
+        ("stream_1", "stream", &[]),
+        ("stream_4", "stream", &["--parallel", "4"]),
+    ] {
+        rows.add(name, OF_BARE, &shares(&load(plan, &arms, kind, args)?, 1));
+    }
+    rows.add("first_contact_added_us", "µs", &first_contacts(plan, &bare, &enforced)?);
+    inside::programs(plan, tools, &enforced, rows)?;
+    profile::show(&enforced)
+}
+
+/// Microseconds that a connection takes longer if neither end knows the other: for each round, the median enforced minus the
+/// median bare. Every connection is a process's only one.
+fn first_contacts(plan: &Plan, bare: &Arm, enforced: &Arm) -> Result<Vec<f64>> {
+    let rounds = interleave(plan.rounds, &[bare, enforced], |arm| {
+        let mut micros = Vec::new();
+        for _ in 0..plan.contacts {
+            if arm.name() == enforced.name() {
+                forget(&arm.a)?;
+                forget(&arm.b)?;
+            }
+            let attempt = arm.connect()?;
+            ensure!(attempt.outcome == Outcome::Ok, "{attempt:?}");
+            micros.push(attempt.micros);
+        }
+        micros.sort_unstable();
+        Ok(micros[micros.len() / 2] as f64)
+    })?;
+    Ok(rounds.iter().map(|micros| micros[1] - micros[0]).collect())
+}
+
+/// Makes a host's enforcer forget its sessions and every credential it has checked.
+fn forget(host: &Host) -> Result<()> {
+    host.enforcer(&["peers", "--forget"])?.ok().map(drop)
+}
+
+/// The same connections under few and many rules.
+///
+/// # Errors
+/// An arm cannot be made, or a measurement fails.
+pub fn rules(plan: &Plan, sizes: &Sizes, rows: &mut Rows) -> Result<()> {
+    step::say(format!("enforced pairs of hosts with {:?} rules", sizes.rules));
+    let [few, more, many] = sizes.rules.map(Guard::Enforcer);
+    let arms = [
+        Arm::new("bare", Guard::None)?,
+        Arm::new("few rules", few)?,
+        Arm::new("more rules", more)?,
+        Arm::new("many rules", many)?,
+    ];
+    let rounds = load(plan, &arms.each_ref(), "crr", &[])?;
+    let all = [1, 2, 3].map(|arm| shares(&rounds, arm));
+    for (name, shares) in ["crr_rules_10", "crr_rules_1000", "crr_rules_100000"].into_iter().zip(&all) {
+        rows.add(name, OF_BARE, shares);
+    }
+    for (name, shares) in [("crr_rules_1000_of_10", &all[1]), ("crr_rules_100000_of_10", &all[2])] {
+        let shares: Vec<f64> = shares.iter().zip(&all[0]).map(|(share, few)| share / few).collect();
+        rows.add(name, "of 10 rules", &shares);
+    }
+    Ok(())
+}
+
+/// What others do: nftables with as many rules, and a verdict in userspace on every SYN.
+///
+/// # Errors
+/// An arm cannot be made, or a measurement fails.
+pub fn others(plan: &Plan, sizes: &Sizes, rows: &mut Rows) -> Result<()> {
+    step::say(format!("pairs of hosts with nftables ({:?} rules) and with NFQUEUE", sizes.linear));
+    let bare = Arm::new("bare", Guard::None)?;
+    let [few, more, many] = sizes.linear;
+    let nft = Arm::new("nftables", Guard::Nftables(few))?;
+    let more = Arm::new("nftables, more rules", Guard::Nftables(more))?;
+    let many = Arm::new("nftables, many rules", Guard::Nftables(many))?;
+    let queue = Arm::new("nfqueue", Guard::Nfqueue)?;
+
+    let rounds = load(plan, &[&bare, &nft, &more, &many, &queue], "crr", &[])?;
+    let names = ["crr_nftables_1", "crr_nftables_1000", "crr_nftables_10000", "crr_nfqueue"];
+    for (name, arm) in names.into_iter().zip(1..) {
+        rows.add(name, OF_BARE, &shares(&rounds, arm));
+    }
+    for (name, kind) in [("rr_nftables_1", "rr"), ("stream_1_nftables_1", "stream")] {
+        rows.add(name, OF_BARE, &shares(&load(plan, &[&bare, &nft], kind, &[])?, 1));
+    }
+    Ok(())
+}

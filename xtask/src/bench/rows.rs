@@ -1,0 +1,140 @@
+//! The rows: measured values, their median and range, and the target where there is one.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::step;
+
+/// What each row is held against.
+const TARGETS: &[(&str, Target)] = &[
+    ("crr_resume", Target::AtLeast(0.92)),
+    ("rr", Target::AtLeast(0.97)),
+    ("stream_1", Target::AtLeast(0.97)),
+    ("stream_4", Target::AtLeast(0.97)),
+    ("crr_rules_1000_of_10", Target::AtLeast(0.97)),
+    ("crr_rules_100000_of_10", Target::AtLeast(0.97)),
+    ("first_contact_added_us", Target::AtMost(600.0)),
+    ("resume_added_us", Target::AtMost(5.0)),
+    ("xdp_segment_ns", Target::AtMost(40.0)),
+    ("xdp_forged_resume_ns", Target::AtMost(150.0)),
+    ("tc_established_ns", Target::AtMost(200.0)),
+    ("compile_full_ms", Target::AtMost(3000.0)),
+    ("compile_delta_ms", Target::AtMost(20.0)),
+    ("agent_rss_mib", Target::AtMost(80.0)),
+];
+
+#[derive(Clone, Copy)]
+enum Target {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+/// All rows, in the order they were measured.
+#[derive(Default, Serialize)]
+pub struct Rows {
+    rows: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    unit: &'static str,
+    median: f64,
+    min: f64,
+    max: f64,
+    pairs: usize,
+}
+
+impl Rows {
+    /// Adds a row made of one value for each pair; none at all is no row.
+    pub fn add(&mut self, name: &str, unit: &'static str, values: &[f64]) {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (Some(&min), Some(&max)) = (sorted.first(), sorted.last()) else { return };
+        let median = median(&sorted);
+        step::say(format!("{name}: {} {unit}", figure(median)));
+        self.rows.push(Row { name: name.to_owned(), unit, median, min, max, pairs: values.len() });
+    }
+
+    /// For people.
+    pub fn table(&self) -> String {
+        let mut text = format!(
+            "{:<28} {:>9} {:>9} {:>9} {:<12} {:>5}  {}\n",
+            "row", "median", "min", "max", "unit", "pairs", "target"
+        );
+        for Row { name, unit, median, min, max, pairs } in &self.rows {
+            let target = TARGETS.iter().find(|(of, _)| of == name).map_or(String::new(), |(_, target)| target.says(*median));
+            let (median, min, max) = (figure(*median), figure(*min), figure(*max));
+            let _ = writeln!(text, "{name:<28} {median:>9} {min:>9} {max:>9} {unit:<12} {pairs:>5}  {target}");
+        }
+        text
+    }
+
+    /// For programs.
+    ///
+    /// # Errors
+    /// A value that JSON cannot hold.
+    pub fn json(&self) -> Result<String> {
+        Ok(serde_json::to_string_pretty(self)? + "\n")
+    }
+}
+
+impl Target {
+    fn says(self, median: f64) -> String {
+        let (met, text) = match self {
+            Self::AtLeast(limit) => (median >= limit, format!("≥ {limit}")),
+            Self::AtMost(limit) => (median <= limit, format!("≤ {limit}")),
+        };
+        text + if met { "  met" } else { "  MISSED" }
+    }
+}
+
+/// The middle of sorted values, or the mean of the two in the middle.
+fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    match sorted.len() % 2 {
+        0 => (sorted[middle - 1] + sorted[middle]) / 2.0,
+        _ => sorted[middle],
+    }
+}
+
+fn figure(value: f64) -> String {
+    match value.abs() {
+        0.0..10.0 => format!("{value:.3}"),
+        10.0..1000.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+#[cfg(test)]
+mod tests_of_rows {
+    use super::*;
+
+    #[test]
+    fn a_row_has_the_median_and_the_range() {
+        let mut rows = Rows::default();
+        rows.add("rr", "of bare", &[0.99, 0.90, 1.01, 0.95]);
+        rows.add("nothing", "of bare", &[]);
+        assert_eq!(rows.rows.len(), 1);
+        let row = &rows.rows[0];
+        assert_eq!((row.median, row.min, row.max, row.pairs), (0.97, 0.90, 1.01, 4));
+        assert!(rows.table().ends_with("≥ 0.97  met\n"), "{}", rows.table());
+    }
+
+    #[test]
+    fn a_missed_target_is_named() {
+        assert!(Target::AtMost(5.0).says(5.1).ends_with("MISSED"));
+        assert!(Target::AtLeast(0.92).says(0.91).ends_with("MISSED"));
+    }
+
+    #[test]
+    fn the_document_has_the_fields_that_were_promised() {
+        let mut rows = Rows::default();
+        rows.add("rr", "of bare", &[1.0]);
+        let document: serde_json::Value = serde_json::from_str(&rows.json().expect("json")).expect("parses");
+        let expected = serde_json::json!({"name": "rr", "unit": "of bare", "median": 1.0, "min": 1.0, "max": 1.0, "pairs": 1});
+        assert_eq!(document["rows"][0], expected);
+    }
+}
