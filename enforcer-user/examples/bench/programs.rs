@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use aya::programs::xdp::XdpAttachType;
+use aya_obj::programs::xdp::XdpAttachType;
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use common::Addr;
 use common::flow::{ESTABLISHED, FlowKey};
@@ -53,7 +53,7 @@ pub fn measure(bpffs: &Path, rounds: usize) -> Result<Values> {
         take("tc_ingress_established_ns", timed(&ingress, &received)?, TCX_NEXT)?;
         take("tc_egress_established_ns", timed(&egress, &sent)?, TCX_NEXT)?;
         take("xdp_segment_ns", timed(&shield, &received)?, XDP_PASS)?;
-        take("xdp_syn_without_option_ns", timed(&shield, &syn)?, XDP_PASS)?;
+        take("xdp_stranger_ns", timed(&shield, &syn)?, XDP_DROP)?;
         take("xdp_forged_resume_ns", timed(&shield, &forged)?, XDP_DROP)?;
         std::thread::sleep(PAUSE);
     }
