@@ -33,8 +33,8 @@ pub const CHALLENGE: u8 = 7;
 /// Refused; `flags` holds the number of the [`crate::drop_reason::Reason`].
 pub const DENY: u8 = 8;
 
-/// The option as it lies in the packet.
-#[repr(C)]
+/// The option as it lies in the packet. Aligned so that the kernel side moves it by words, not byte by byte.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OptionBytes {
     /// [`OPTION_KIND`].
