@@ -133,14 +133,12 @@ fn read_address(bytes: &impl Bytes, offset: u32) -> Option<Addr> {
     })
 }
 
-/// Makes the headers readable if they lie outside the linear part.
+/// Makes the headers readable if they may lie outside the linear part; whether anything was moved.
 #[inline(always)]
-pub fn pull(ctx: &TcContext) {
+fn pull(ctx: &TcContext) -> bool {
     let wanted = if ctx.len() < 128 { ctx.len() } else { 128 };
-    if ctx.data() + wanted as usize > ctx.data_end() {
-        // SAFETY: a helper call on our own context.
-        unsafe { bpf_skb_pull_data(ctx.skb.skb, wanted) };
-    }
+    // SAFETY: a helper call on our own context.
+    ctx.data() + wanted as usize > ctx.data_end() && unsafe { bpf_skb_pull_data(ctx.skb.skb, wanted) } == 0
 }
 
 #[repr(C)]
@@ -195,9 +193,23 @@ pub enum Kind {
 
 /// Parses a packet; `inbound` says whose view of the connection the key shall be. A function of its own, so that its
 /// stack is free again before the verdict.
+///
+/// Where TCP's headers can be read as they lie, they are: to pull what follows them copies the header of every segment
+/// that a stack sends, because it keeps a clone to send again.
 #[inline(never)]
 pub fn parse(ctx: &TcContext, parsed: &mut Parsed, inbound: bool) -> Kind {
-    pull(ctx);
+    for _ in 0..2 {
+        let kind = parse_linear(ctx, parsed, inbound);
+        if kind == Kind::Tcp || !pull(ctx) {
+            return kind;
+        }
+    }
+    Kind::Malformed
+}
+
+/// Parses what lies in the linear part.
+#[inline(always)]
+fn parse_linear(ctx: &TcContext, parsed: &mut Parsed, inbound: bool) -> Kind {
     match ip(ctx, &mut parsed.ip) {
         Ok(()) => {}
         Err(Stop::NotIp) => return Kind::NotIp,
