@@ -10,6 +10,7 @@ mod pairs;
 mod profile;
 mod rows;
 
+use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -90,6 +91,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         inside::memory(&plan, &sizes, &tools, &mut rows)?;
     }
     print!("{}", rows.table());
+    if options.only.is_empty() {
+        rows.ensure_complete()?;
+    }
     if let Some(file) = &options.json {
         fs::write(file, rows.json()?).with_context(|| format!("cannot write {}", file.display()))?;
     }
@@ -102,20 +106,43 @@ struct Tools {
     inside: PathBuf,
 }
 
-/// Builds optimised programs, unless there are some already, and tells the laboratory to use them.
+/// Builds what is measured, unless it is there already, and tells the laboratory to use it.
 fn prepare(options: &Options) -> Result<Tools> {
     let directory = match &options.prebuilt {
         Some(directory) => directory.clone(),
-        None => {
-            setup::run(&setup::Options::default())?;
-            build::ebpf()?;
-            let mut cargo = workspace::cargo();
-            let packages = ["--package", "enforcer-user", "--package", "tests", "--bins", "--example", "bench"];
-            step::run("build what is measured", cargo.args(["build", "--locked", "--release"]).args(packages))?;
-            workspace::target().join("release")
-        }
+        None => build_all(options.smoke)?,
     };
-    tests::use_enforcer(directory.join("enforcer"));
+    let enforcer = match env::var_os("ENFORCER_BIN") {
+        Some(path) if options.smoke => PathBuf::from(path),
+        _ => directory.join("enforcer"),
+    };
+    tests::use_enforcer(enforcer);
     tests::use_lab_tool(directory.join("lab-tool"));
     Ok(Tools { inside: directory.join("examples/bench") })
+}
+
+/// Builds both sides, and the programs that measure; not optimised where nobody looks at the figures. The directory they
+/// are in.
+fn build_all(smoke: bool) -> Result<PathBuf> {
+    if env::var_os("ENFORCER_BIN").is_none() || !smoke {
+        setup::run(&setup::Options::default())?;
+        build::ebpf()?;
+    }
+    let mut cargo = workspace::cargo();
+    cargo.args([
+        "build",
+        "--locked",
+        "--package",
+        "enforcer-user",
+        "--package",
+        "tests",
+        "--bins",
+        "--example",
+        "bench",
+    ]);
+    if !smoke {
+        cargo.arg("--release");
+    }
+    step::run("build what is measured", &mut cargo)?;
+    Ok(workspace::target().join(if smoke { "debug" } else { "release" }))
 }

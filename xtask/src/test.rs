@@ -82,6 +82,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if filter.is_none_or(|text| "demo".contains(text)) {
         totals.add("demo".into(), demo(&enforcer)?);
     }
+    if filter.is_none_or(|text| "bench".contains(text)) {
+        totals.add("bench --smoke".into(), bench(&enforcer)?);
+    }
     if totals.count() == 0 {
         bail!("no test has {:?} in its name", filter.unwrap_or_default());
     }
@@ -211,6 +214,20 @@ fn lines_of(child: &mut Child) -> mpsc::Receiver<String> {
         });
     }
     receiver
+}
+
+/// Runs every measurement once, shortly: it succeeds if each of the promised rows has a value.
+fn bench(enforcer: &PathBuf) -> Result<Outcome> {
+    step::say("bench --smoke …");
+    let mut command = Command::new(workspace::own_program()?);
+    workspace::clean(&mut command);
+    let command = command.args(["bench", "--smoke"]).env("ENFORCER_BIN", enforcer).stdin(Stdio::null());
+    let output = command.output().context("bench: cannot be started")?;
+    if output.status.success() {
+        return Ok(Outcome { passed: 1, ..Outcome::default() });
+    }
+    let _ = std::io::stderr().write_all(&output.stderr);
+    Ok(Outcome::failure("a measurement failed"))
 }
 
 /// Runs the demo as a newcomer does and judges its document, not only its exit code.

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use aya_obj::programs::xdp::XdpAttachType;
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya_obj::programs::xdp::XdpAttachType;
 use common::Addr;
 use common::flow::{ESTABLISHED, FlowKey};
 use common::wire::{OptionBytes, RESUME};

@@ -88,11 +88,12 @@ impl Arm {
                 }
             }
             Guard::Nfqueue => {
-                for (host, hook) in [(&a, "output"), (&b, "input")] {
+                for (host, chain) in [(&a, "OUTPUT"), (&b, "INPUT")] {
                     let mut queue = host.spawn(&tool(&["queue"])?)?;
                     queue.wait_for_line("READY", Duration::from_secs(5))?;
                     processes.push(queue);
-                    apply(host, &queueing(hook))?;
+                    let rule = ["iptables", "-A", chain, "-p", "tcp", "--syn", "-j", "NFQUEUE", "--queue-num", "0"];
+                    host.exec(&rule)?.ok()?;
                 }
             }
         }
@@ -197,12 +198,6 @@ fn ruleset(hook: &str, rules: usize) -> String {
     }
     let _ = writeln!(text, "  ip saddr 10.77.0.0/24 tcp dport {{ {ECHO}, {SINK} }} accept\n }}\n}}");
     text
-}
-
-fn queueing(hook: &str) -> String {
-    format!(
-        "table inet bench {{\n chain guard {{\n  type filter hook {hook} priority 0; policy accept;\n  tcp flags & (syn | ack | rst) == syn queue num 0\n }}\n}}\n"
-    )
 }
 
 fn apply(host: &Host, rules: &str) -> Result<()> {

@@ -26,11 +26,9 @@ pub fn enforced(plan: &Plan, tools: &Tools, rows: &mut Rows) -> Result<()> {
     rows.add("crr_resume", OF_BARE, &shares(&crr, 1));
     let added = crr.iter().map(|loads| loads[1].median_micros - loads[0].median_micros).collect::<Vec<_>>();
     rows.add("resume_added_us", "µs", &added);
-    for (name, kind, args) in [
-        ("rr", "rr", &[][..]),
-        ("stream_1", "stream", &[]),
-        ("stream_4", "stream", &["--parallel", "4"]),
-    ] {
+    for (name, kind, args) in
+        [("rr", "rr", &[][..]), ("stream_1", "stream", &[]), ("stream_4", "stream", &["--parallel", "4"])]
+    {
         rows.add(name, OF_BARE, &shares(&load(plan, &arms, kind, args)?, 1));
     }
     rows.add("first_contact_added_us", "µs", &first_contacts(plan, &bare, &enforced)?);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use crate::step;
@@ -23,6 +23,29 @@ const TARGETS: &[(&str, Target)] = &[
     ("compile_full_ms", Target::AtMost(3000.0)),
     ("compile_delta_ms", Target::AtMost(20.0)),
     ("agent_rss_mib", Target::AtMost(80.0)),
+];
+
+/// Rows that every whole run must have.
+const PROMISED: &[&str] = &[
+    "crr_resume",
+    "rr",
+    "stream_1",
+    "stream_4",
+    "first_contact_added_us",
+    "resume_added_us",
+    "xdp_segment_ns",
+    "xdp_forged_resume_ns",
+    "tc_established_ns",
+    "crr_rules_10",
+    "crr_rules_1000",
+    "crr_rules_100000",
+    "compile_full_ms",
+    "compile_delta_ms",
+    "agent_rss_mib",
+    "crr_nftables_1",
+    "crr_nftables_1000",
+    "crr_nftables_10000",
+    "crr_nfqueue",
 ];
 
 #[derive(Clone, Copy)]
@@ -58,6 +81,17 @@ impl Rows {
         self.rows.push(Row { name: name.to_owned(), unit, median, min, max, pairs: values.len() });
     }
 
+    /// Checks that no promised row is missing.
+    ///
+    /// # Errors
+    /// One is.
+    pub fn ensure_complete(&self) -> Result<()> {
+        for name in PROMISED {
+            ensure!(self.rows.iter().any(|row| row.name == *name), "the row {name} was not measured");
+        }
+        Ok(())
+    }
+
     /// For people.
     pub fn table(&self) -> String {
         let mut text = format!(
@@ -65,7 +99,8 @@ impl Rows {
             "row", "median", "min", "max", "unit", "pairs", "target"
         );
         for Row { name, unit, median, min, max, pairs } in &self.rows {
-            let target = TARGETS.iter().find(|(of, _)| of == name).map_or(String::new(), |(_, target)| target.says(*median));
+            let target =
+                TARGETS.iter().find(|(of, _)| of == name).map_or(String::new(), |(_, target)| target.says(*median));
             let (median, min, max) = (figure(*median), figure(*min), figure(*max));
             let _ = writeln!(text, "{name:<28} {median:>9} {min:>9} {max:>9} {unit:<12} {pairs:>5}  {target}");
         }
@@ -134,7 +169,8 @@ mod tests_of_rows {
         let mut rows = Rows::default();
         rows.add("rr", "of bare", &[1.0]);
         let document: serde_json::Value = serde_json::from_str(&rows.json().expect("json")).expect("parses");
-        let expected = serde_json::json!({"name": "rr", "unit": "of bare", "median": 1.0, "min": 1.0, "max": 1.0, "pairs": 1});
+        let expected =
+            serde_json::json!({"name": "rr", "unit": "of bare", "median": 1.0, "min": 1.0, "max": 1.0, "pairs": 1});
         assert_eq!(document["rows"][0], expected);
     }
 }
