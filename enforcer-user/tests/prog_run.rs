@@ -19,7 +19,9 @@ use std::net::{IpAddr, TcpListener};
 use std::os::fd::AsFd;
 
 use Action::{Drop, Pass, Redirect};
-use common::abi::{CONFIG_STRANGERS_REJECT, HELD, LOSS_FLOW_TABLE, LOSS_HANDSHAKE_RING};
+use common::abi::{
+    CONFIG_STRANGERS_REJECT, CONFIG_UNMANAGED_DENY, HELD, LOSS_FLOW_TABLE, LOSS_HANDSHAKE_RING, PU_TOO_DEEP,
+};
 use common::drop_reason::Reason;
 use common::flow::{
     CLIENT, CONFIRMING, CUT, ESTABLISHED, FLAG_CREDENTIAL_SENT, FLAG_LOG, FLAG_RETRIED, Flow, PATH_EXTERNAL,

@@ -224,3 +224,35 @@ fn the_shield_drops_what_traffic_control_would_and_nothing_else() {
         bench.finish();
     });
 }
+
+#[test]
+fn a_pair_never_judged_is_the_agents() {
+    isolated(|place| {
+        let bench = bench(place);
+        for [pu, peer, _] in families() {
+            let held = |frame: &[u8], handshakes: &[(u8, bool)]| {
+                let before = bench.counts();
+                assert_eq!(bench.to(frame).0, Drop);
+                let expected = Delta { losses: vec![(HELD, 1)], ..counted(&[], handshakes) };
+                assert_eq!(bench.counts().since(&before), expected);
+            };
+            let other = PEER_HANDLE + 5;
+            bench.peer_pu(SESSION, other, PEER_IDENTITY + 5);
+            let syn = Segment::syn(peer, pu, SPORT, PORT, PEER_ISN);
+            held(&syn.clone().with(resume(PEER_ISN, other)).frame(), &[]);
+            assert_eq!(flow(&bench, pu, PORT, peer, SPORT), None);
+            held(&syn.with(option(HELLO, 0, other, 1, 2)).carrying(b"a credential").frame(), &[(HELLO, IN)]);
+
+            let at = key(pu, SPORT, peer, PORT);
+            bench.maps.flows.insert(&at, &sent(&bench)).unwrap();
+            let reply = sealed(KEY_IN, RESUME_REPLY, 0, other, SESSION, (PEER_ISN, ISN, HANDLE));
+            let bare =
+                Segment { ack: ISN.wrapping_add(1), flags: SYN | ACK, ..Segment::syn(peer, pu, PORT, SPORT, PEER_ISN) };
+            held(&bare.clone().with(reply).frame(), &[]);
+            let introduced = option(HELLO_REPLY, 0, other, SESSION, 1);
+            held(&bare.with(introduced).carrying(b"a credential").frame(), &[(HELLO_REPLY, IN)]);
+            assert_eq!(bench.maps.flows.get(&at).unwrap().unwrap().state, SYN_SENT);
+        }
+        bench.finish();
+    });
+}

@@ -164,3 +164,64 @@ fn what_a_pu_may_not_send_is_refused_at_once() {
         bench.finish();
     });
 }
+
+#[test]
+fn without_a_valid_credential_nothing_leaves() {
+    isolated(|place| {
+        let mut bench = bench(place);
+        let v0 = bench.ifindex;
+        for [pu, peer, _] in families() {
+            bench.maps.known_to_peer.remove(&SessionPu { session: SESSION, handle: HANDLE, pad: 0 }).unwrap();
+            let syn = Segment::syn(pu, peer, SPORT, PORT, ISN);
+            let refused = |bench: &Bench, reason| {
+                let (action, out) = counting(bench, &[(reason, OUT)], &[], || bench.out(&syn.frame()));
+                assert_eq!(action, Redirect, "{reason:?}");
+                assert_local_reset(&syn, &out);
+                assert_eq!(flow(bench, pu, SPORT, peer, PORT), None);
+            };
+            let expired = prog::now() - TICK;
+            bench.pus.set_credential(PU, IDENTITY, HANDLE, &the_credential(), expired).unwrap();
+            refused(&bench, Reason::NoCredential);
+            bench.maps.pu_ifaces.insert(&v0, &(PU + 1)).unwrap();
+            refused(&bench, Reason::NoCredential);
+            bench.maps.pu_ifaces.insert(&v0, &PU_TOO_DEEP).unwrap();
+            refused(&bench, Reason::TooDeep);
+            bench.pu(PU, v0, IDENTITY, HANDLE, &the_credential());
+            counting(&bench, &[], &[(HELLO, OUT)], || assert_eq!(bench.out(&syn.frame()).0, Pass));
+        }
+        bench.finish();
+    });
+}
+
+#[test]
+fn unmanaged_processes_may_be_denied() {
+    isolated(|place| {
+        let mut bench = bench(place);
+        bench.config.update(|config| config.flags |= CONFIG_UNMANAGED_DENY).unwrap();
+        for [host, peer, _] in families() {
+            // The bench gives each packet a socket, as a local process's has.
+            let syn = Segment::syn(host, peer, SPORT, PORT, ISN);
+            let denied = [(Reason::UnmanagedDenied, OUT)];
+            let (action, out) = counting(&bench, &denied, &[], || bench.run("tc_egress", &syn.frame()));
+            assert_eq!(action, Redirect);
+            assert_local_reset(&syn, &out);
+            let datagram = udp(host, peer, SPORT, PORT);
+            counting(&bench, &denied, &[], || assert_eq!(bench.run("tc_egress", &datagram).0, Drop));
+            let coming = Segment::syn(peer, host, SPORT, PORT, PEER_ISN).frame();
+            let denied = [(Reason::UnmanagedDenied, IN)];
+            counting(&bench, &denied, &[], || assert_eq!(bench.run("tc_ingress", &coming).0, Drop));
+            // Live connections, and what a host needs to have an address at all, go on.
+            let segment = Segment { flags: ACK | PSH, ..syn }.carrying(b"data").frame();
+            for (program, frame) in [
+                ("tc_egress", &segment),
+                ("tc_ingress", &segment),
+                ("tc_egress", &udp(host, peer, 68, 67)),
+                ("tc_egress", &udp(host, peer, 546, 547)),
+                ("tc_ingress", &udp(peer, host, 67, 68)),
+            ] {
+                counting(&bench, &[], &[], || assert_eq!(bench.run(program, frame).0, Pass, "{program}"));
+            }
+        }
+        bench.finish();
+    });
+}
