@@ -20,7 +20,9 @@ pub const PORT: u16 = 8020;
 /// What clients send.
 pub const PAYLOAD: &str = "ping";
 /// How long a client waits for the connection, and again for the answer, milliseconds.
-const PATIENCE: &str = "400";
+const PATIENCE: &str = "2000";
+/// The same where nothing will come: less than TCP waits before it repeats a SYN.
+const LITTLE_PATIENCE: &str = "300";
 
 /// One end of the attempts.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -139,7 +141,7 @@ impl Stage {
     pub fn good(&self, what: &str) -> Result<Vec<tests::Sighting>> {
         let accepted = self.server.accepted()?;
         self.mitm.play(one_connection(|_, _| Fate::Forward));
-        let attempt = self.connect(&[])?;
+        let attempt = self.connect(PATIENCE)?;
         ensure!(attempt.outcome == Outcome::Ok && attempt.reply == PAYLOAD, "{what}: {attempt:?}");
         eventually(&format!("{what}: the listener's log"), || Ok(self.server.accepted()? == accepted + 1))?;
         // Its end belongs to it, not to what comes next.
@@ -171,7 +173,8 @@ impl Stage {
     ) -> Result<()> {
         let (before, heard) = (self.refusals()?, self.heard()?);
         self.mitm.play(one_connection(script));
-        let attempt = self.connect(&[])?;
+        let patience = if outcome == Outcome::Timeout { LITTLE_PATIENCE } else { PATIENCE };
+        let attempt = self.connect(patience)?;
         // The client knows of a refusal before the DENY to the server has passed.
         self.mitm.play_on(|_, segment| if segment.flags() & RST == 0 { Fate::Drop } else { Fate::Forward });
         ensure!(attempt.outcome == outcome, "{what}: {outcome:?} expected, not {attempt:?}");
@@ -182,9 +185,25 @@ impl Stage {
         Ok(())
     }
 
-    /// One attempt of the client, with more arguments of `lab-tool connect`.
-    pub fn connect(&self, args: &[&str]) -> Result<Attempt> {
-        self.client.connect(&self.to.to_string(), &[&["--payload", PAYLOAD, "--timeout", PATIENCE], args].concat())
+    /// One attempt of the client, who waits so many milliseconds.
+    fn connect(&self, patience: &str) -> Result<Attempt> {
+        self.client.connect(&self.to.to_string(), &["--payload", PAYLOAD, "--timeout", patience])
+    }
+
+    /// As [`Self::attack`], with an attempt that works all the same; what the man in the middle saw.
+    pub fn nuisance(
+        &self,
+        what: &str,
+        script: impl FnMut(Way, &mut Segment) -> Fate + Send + 'static,
+        counts: &[Count],
+    ) -> Result<Vec<tests::Sighting>> {
+        let (before, heard) = (self.refusals()?, self.heard()?);
+        self.mitm.play(one_connection(script));
+        let attempt = self.connect(PATIENCE)?;
+        ensure!(attempt.outcome == Outcome::Ok && attempt.reply == PAYLOAD, "{what}: {attempt:?}");
+        self.settle(what, &before, counts)?;
+        ensure!(self.heard()?.0 == heard.0 + 1, "{what}: {:?}", self.server.events()?);
+        Ok(self.mitm.seen())
     }
 
     /// Waits until the refusals since `before` are exactly `counts`.

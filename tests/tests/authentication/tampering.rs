@@ -134,19 +134,14 @@ fn resume(stage: &Stage) -> Result<()> {
     stage.attack("RESUME with payload", payload, Timeout, &[server(HelloMalformed)])?;
     // An unknown index only costs the client a round trip: it introduces itself.
     for (field, byte, mask) in [INDEX, INDEX_LOW] {
-        let (before, heard) = (stage.refusals()?, stage.heard()?);
         let mut first = true;
-        let mut flip = on(Packet::Syn, move |segment| {
+        let flip = on(Packet::Syn, move |segment| {
             if std::mem::take(&mut first) {
                 flip_option(segment, byte, mask);
             }
         });
-        stage.mitm.play(crate::stage::one_connection(move |way, segment| flip(way, segment)));
-        let attempt = stage.connect(&[])?;
-        ensure!(attempt.outcome == Ok, "RESUME, {field} flipped: {attempt:?}");
-        stage.settle(&format!("RESUME, {field} flipped"), &before, &[server(UnknownSession)])?;
-        ensure!(stage.heard()?.0 == heard.0 + 1, "the client's HELLO in answer to RETRY is let in");
-        let syns: Vec<_> = stage.mitm.seen().into_iter().filter(|seen| seen.original.is_syn()).collect();
+        let seen = stage.nuisance(&format!("RESUME, {field} flipped"), flip, &[server(UnknownSession)])?;
+        let syns: Vec<_> = seen.into_iter().filter(|seen| seen.original.is_syn()).collect();
         ensure!(syns.len() == 2 && syns[1].original.payload.len() > 100, "RETRY is answered by a HELLO: {syns:?}");
     }
     Result::Ok(())
