@@ -33,8 +33,9 @@ pub fn sock_create(ctx: SockContext) -> i32 {
     if stored.is_null() && pu != UNMANAGED { 0 } else { ALLOW }
 }
 
+/// The PU the current process belongs to.
 #[inline(always)]
-fn current_pu() -> u32 {
+pub fn current_pu() -> u32 {
     // SAFETY: helpers about the current task; read-only values of scalars.
     unsafe {
         let own = bpf_get_current_cgroup_id();

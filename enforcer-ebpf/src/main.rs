@@ -9,6 +9,7 @@ mod confirm;
 mod emit;
 mod flow_table;
 mod hook_cgroup_sock;
+mod hook_cgroup_sockopt;
 mod hook_sockops;
 mod hook_tap;
 mod hook_tc_egress;

@@ -21,6 +21,7 @@ const BPF_OBJ_GET: u32 = 7;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_MAP_LOOKUP_BATCH: u32 = 24;
 const BPF_MAP_UPDATE_BATCH: u32 = 26;
+const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_UPDATE: u32 = 29;
 const BPF_LINK_DETACH: u32 = 34;
 
@@ -114,6 +115,25 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     let attr =
         LinkUpdateAttr { link: link.as_raw_fd() as u32, program: program.as_raw_fd() as u32, flags: 0, old_program: 0 };
     bpf(BPF_LINK_UPDATE, &attr).map(drop)
+}
+
+/// `enum bpf_attach_type`: a program that is asked before every setsockopt(2).
+pub const BPF_CGROUP_SETSOCKOPT: u32 = 22;
+
+/// Attaches a program to a cgroup, beside whatever else is there; the link lasts as long as its descriptors and pins.
+///
+/// # Errors
+/// What the kernel reports.
+pub fn cgroup_link(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
+    let attr = LinkCreateAttr {
+        program: program.as_raw_fd() as u32,
+        target: cgroup.as_raw_fd() as u32,
+        attach_type,
+        flags: 0,
+    };
+    let fd = bpf(BPF_LINK_CREATE, &attr)?;
+    // SAFETY: the kernel just made the descriptor for this caller alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Detaches a link now. Closing its last descriptor does so too, but at some later moment.
@@ -348,6 +368,14 @@ struct InfoAttr {
     fd: u32,
     len: u32,
     info: u64,
+}
+
+#[repr(C)]
+struct LinkCreateAttr {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
 }
 
 #[repr(C)]

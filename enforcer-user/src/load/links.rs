@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use aya::programs::links::{FdLink, PinnedLink};
@@ -29,11 +29,11 @@ pub(super) struct Place {
 }
 
 /// Makes the link pinned at `pin` run `program`, or pins the one that `attach` makes.
-pub(super) fn place(
+pub(super) fn place<L: Unpinned>(
     pin: &Path,
     place: Place,
     program: BorrowedFd<'_>,
-    attach: impl FnOnce() -> Result<FdLink, LoadError>,
+    attach: impl FnOnce() -> Result<L, LoadError>,
 ) -> Result<Placed, LoadError> {
     let failed = |step| move |source| LoadError::Path { path: pin.to_owned(), step, source };
     let stale = match sys::obj_get(pin) {
@@ -57,8 +57,27 @@ pub(super) fn place(
         remove(pin)?;
     }
     // Dropping the descriptor leaves the link to its pin.
-    link.pin(pin).map(drop).map_err(|error| failed("pin")(io::Error::other(error)))?;
+    link.pin_to(pin).map_err(failed("pin"))?;
     Ok(Placed::Attached)
+}
+
+/// A link that was just made.
+pub(super) trait Unpinned {
+    /// Pins it.
+    fn pin_to(self, path: &Path) -> io::Result<()>;
+}
+
+impl Unpinned for FdLink {
+    fn pin_to(self, path: &Path) -> io::Result<()> {
+        self.pin(path).map(drop).map_err(io::Error::other)
+    }
+}
+
+/// A kind of link that aya does not pin.
+impl Unpinned for OwnedFd {
+    fn pin_to(self, path: &Path) -> io::Result<()> {
+        sys::obj_pin(self.as_fd(), path)
+    }
 }
 
 /// Detaches a pinned link, at once, and removes its pin; whether there was one.

@@ -19,7 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSock, Program, ProgramError, SockOps};
+use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockopt, Program, ProgramError, SockOps};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
@@ -40,8 +40,17 @@ use interface::{EGRESS, INGRESS, PU_EGRESS, PU_INGRESS, TAP_INGRESS, causes, pin
 use links::Place;
 
 /// Every program of the object.
-const PROGRAMS: [&str; 8] =
-    ["xdp_shield", "tc_ingress", "tc_egress", "tc_pu_ingress", "tc_pu_egress", "tap_inject", "sock_create", "sock_ops"];
+const PROGRAMS: [&str; 9] = [
+    "xdp_shield",
+    "tc_ingress",
+    "tc_egress",
+    "tc_pu_ingress",
+    "tc_pu_egress",
+    "tap_inject",
+    "sock_create",
+    "sock_ops",
+    "sock_option",
+];
 
 /// A map whose wanted size is not in force because the map exists already.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -290,7 +299,24 @@ impl Kernel {
         }
         attach!("sock_create", CgroupSock);
         attach!("sock_ops", SockOps);
-        Ok(())
+        self.attach_sock_option(cgroup, place, path)
+    }
+
+    /// aya attaches this kind, but keeps the link to itself.
+    fn attach_sock_option(&mut self, cgroup: &File, place: Place, path: &Path) -> Result<(), LoadError> {
+        const NAME: &str = "sock_option";
+        let failed = |error: &dyn std::error::Error| LoadError::Attach {
+            program: NAME,
+            place: path.display().to_string(),
+            reason: causes(error),
+        };
+        let pin = self.pins.links.join(NAME);
+        let program: &mut CgroupSockopt = self.program(NAME)?;
+        let fd = program.fd().map_err(|error| failed(&error))?.as_fd();
+        links::place(&pin, place, fd, || {
+            sys::cgroup_link(fd, cgroup.as_fd(), sys::BPF_CGROUP_SETSOCKOPT).map_err(|error| failed(&error))
+        })
+        .map(drop)
     }
 
     fn program<'a, P>(&'a mut self, name: &'static str) -> Result<&'a mut P, LoadError>
@@ -350,6 +376,7 @@ fn load_program(programs: &mut Ebpf, name: &'static str) -> Result<(), LoadError
         Program::SchedClassifier(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::SockOps(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
         _ => return Err(LoadError::Object(format!("program {name} is of an unexpected type"))),
     };
     result.map_err(|source| LoadError::Program { program: name, source: Box::new(source) })

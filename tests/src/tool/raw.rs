@@ -45,6 +45,9 @@ pub(crate) struct Raw {
     /// The interface for --frame
     #[arg(long)]
     interface: Option<String>,
+    /// Send --frame past the queueing discipline, and whatever else stands at the interface's egress
+    #[arg(long, requires = "frame")]
+    bypass: bool,
     /// How many times to send it
     #[arg(long, default_value_t = 1)]
     count: usize,
@@ -87,6 +90,11 @@ impl Raw {
         let interface = self.interface.as_deref().context("--frame needs --interface")?;
         let index = nix::net::if_::if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
         let socket = raw_socket(AddressFamily::Packet, None)?;
+        if self.bypass {
+            if let Err(error) = bypass_queue(&socket) {
+                return Ok(Report { sent: 0, errno: error as i32, answers: Vec::new() });
+            }
+        }
         let mut errno = 0;
         let mut sent = 0;
         for _ in 0..self.count {
@@ -212,6 +220,23 @@ fn answer(segment: &[u8], from_port: u16, to_port: u16) -> Option<Answer> {
 
 fn raw_socket(family: AddressFamily, protocol: Option<SockProtocol>) -> Result<OwnedFd> {
     socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).context("raw sockets need root")
+}
+
+/// packet(7), PACKET_QDISC_BYPASS.
+fn bypass_queue(socket: &OwnedFd) -> Result<(), Errno> {
+    let yes: libc::c_int = 1;
+    let length = std::mem::size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the descriptor is open; the option's value is a live int of the length given.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_QDISC_BYPASS,
+            (&raw const yes).cast(),
+            length,
+        )
+    };
+    Errno::result(set).map(drop)
 }
 
 /// The source address the kernel would choose towards `to`.

@@ -47,6 +47,7 @@ fn a_pu_cannot_write_identity_itself() -> Result<()> {
         let stolen = ["--options", &options, "--payload", &payload];
         refused(stage, "the PU's own HELLO by a raw socket", 31_005, ForgedByPu, &stolen)?;
         frames(stage, &hello)?;
+        past_the_queue(stage, &hello)?;
         payload_alone(stage, &hello)?;
         half_open(stage)?;
         live(stage)?;
@@ -100,6 +101,26 @@ fn frames(stage: &Stage, hello: &Segment) -> Result<()> {
             send_frame(stage, &forged)
         })?;
     }
+    Ok(())
+}
+
+/// A packet socket that would go around the programs at the interface's egress is not to be had.
+fn past_the_queue(stage: &Stage, hello: &Segment) -> Result<()> {
+    let before = stage.refusals()?;
+    stage.mitm.play_on(|_, _| Fate::Forward);
+    let mut forged = hello.clone();
+    forged.set_source_port(32_101);
+    let frame = hex(&forged.to_frame());
+    let args = ["raw", "--frame", &frame, "--interface", "eth0", "--bypass"];
+    let report: serde_json::Value = stage.client.tool(&args)?;
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let passed = stage.mitm.seen().into_iter().find(|seen| seen.original.source() == forged.source());
+    ensure!(passed.is_none(), "past the queue: on the wire is {passed:?}");
+    ensure!(report["sent"] == 0 && report["errno"] == 1, "EPERM expected, not {report}");
+    stage.settle("past the queue", &before, &[outbound(ForgedByPu)])?;
+    // Who is no PU may.
+    let report: serde_json::Value = stage.a.tool(&args)?;
+    ensure!(report["sent"] == 1, "{report}");
     Ok(())
 }
 
