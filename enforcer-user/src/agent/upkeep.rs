@@ -65,9 +65,12 @@ pub(super) fn start(
     };
     thread("heartbeat", Box::new(heartbeat))?;
     let mut seen = policy_seen;
+    // Renewal is due half-way to the end: looked for often enough that the other half is left.
+    let identity = &shared.config.identity;
+    let renewal = Duration::from_secs(5).min(identity.profile_lifetime.min(identity.prekey_rotation) / 10);
     let mut tasks = [
         Task::new(Duration::from_millis(500), pus::reap),
-        Task::new(Duration::from_secs(5), renew),
+        Task::new(renewal, renew),
         Task::new(Duration::from_secs(5), sweep_flows),
         Task::new(Duration::from_secs(60), sweep_identities),
     ];
