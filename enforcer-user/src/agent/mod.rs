@@ -30,7 +30,7 @@ use crate::{
     config::Config,
     flow_log::FlowLog,
     link_net,
-    load::{Interfaces, Kernel, LoadOptions, MapSizes, XdpMode},
+    load::{Interfaces, Kernel, LoadOptions, MapSizes, UnloadOptions, XdpMode, unload},
     map_write::Maps,
     metrics::{Metrics, MetricsServer},
     ring::{Handshakes, Telemetry},
@@ -71,8 +71,26 @@ impl Shared {
 /// Runs the agent until it is told to stop. What it put into the kernel stays in force.
 ///
 /// # Errors
-/// What kept it from starting: configuration, keys, policy, or the kernel.
+/// What kept it from starting: configuration, keys, policy, or the kernel. A first start that fails leaves nothing in
+/// the kernel; one that followed on another leaves in force what that had made.
 pub fn run(config: Config) -> anyhow::Result<()> {
+    let pins = config.pin_dir();
+    let first = !pins.exists();
+    let made = UnloadOptions {
+        bpffs: config.paths.bpffs.clone(),
+        tap: config.datapath.tap.clone(),
+        pu_cgroups: config.pu_cgroups().ok(),
+    };
+    let ran = start_and_serve(config);
+    if ran.is_err() && first && pins.exists() {
+        if let Err(error) = unload(&made) {
+            tracing::debug!(%error, "a failed start is not wholly undone");
+        }
+    }
+    ran
+}
+
+fn start_and_serve(config: Config) -> anyhow::Result<()> {
     let policy_seen = upkeep::policy_stamp(&config.policy.paths);
     let shared = start(config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;

@@ -54,7 +54,8 @@ pub fn unload(options: &UnloadOptions) -> Result<Unloaded, LoadError> {
         let filters = [PU_INGRESS, INGRESS, EGRESS, PU_EGRESS, TAP_INGRESS];
         clsact::remove_all(&pins.clsact, &filters.map(|chain| (chain.direction, chain.priority)))?;
         sysctl::restore_loopback(&pins.settings)?;
-        unloaded.tap = Tap::remove(&options.tap)?;
+        // A device of that name that is not ours must not keep the rest.
+        let tap = Tap::remove(&options.tap);
         unloaded.programs = remove_files(&pins.programs, remove_file)?;
         unloaded.maps = remove_files(&pins.maps, remove_file)?;
         for directory in [&pins.links, &pins.programs, &pins.maps, &pins.settings, &pins.clsact, &pins.root] {
@@ -62,6 +63,7 @@ pub fn unload(options: &UnloadOptions) -> Result<Unloaded, LoadError> {
         }
         // Ours only if nothing else is in it; a mount point stays.
         drop(fs::remove_dir(&pins.base));
+        unloaded.tap = tap?;
     } else {
         unloaded.tap = Tap::remove(&options.tap)?;
     }
