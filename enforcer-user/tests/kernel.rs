@@ -30,7 +30,9 @@ use place::{TAP, ip, isolated};
 
 /// Names of the programs in a tcx chain, first to last.
 fn chain(interface: &str, direction: aya::programs::TcAttachType) -> Vec<String> {
-    let (_, programs) = aya::programs::SchedClassifier::query_tcx(interface, direction).unwrap();
+    // A program can be replaced between the list of ids and the look at one of them: that list is void, not empty.
+    let query = || aya::programs::SchedClassifier::query_tcx(interface, direction);
+    let (_, programs) = (0..50).find_map(|_| query().ok()).expect("a list whose programs all live");
     programs.iter().map(|program| program.name_as_str().unwrap().to_owned()).collect()
 }
 
