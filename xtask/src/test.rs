@@ -246,7 +246,6 @@ fn demo(enforcer: &PathBuf) -> Result<Outcome> {
     step::say(format!("demo: {outcome} in {:.1} s", began.elapsed().as_secs_f64()));
     if !outcome.good() {
         let _ = std::io::stderr().write_all(&output.stderr);
-        let _ = std::io::stderr().write_all(&output.stdout);
     }
     Ok(outcome)
 }
