@@ -184,6 +184,10 @@ impl Host {
         Ok(Capture { tcpdump, file })
     }
 
+    pub(crate) fn place(&self) -> &Place {
+        &self.0.place
+    }
+
     pub(crate) fn shared(&self) -> &Shared {
         &self.0.shared
     }

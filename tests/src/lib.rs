@@ -18,6 +18,7 @@
 mod cgroup;
 mod counters;
 mod enforcer;
+mod guest;
 mod host;
 mod lab;
 mod mitm;
@@ -33,6 +34,7 @@ mod workload;
 pub use cgroup::cgroup2_mount;
 pub use counters::Counters;
 pub use enforcer::{AGENT_TIMEOUT, Record, enforcer_binary, use_enforcer};
+pub use guest::Guest;
 pub use host::{Capture, Host};
 pub use lab::{Lab, Options};
 pub use mitm::{Fate, Mitm, Sighting, Way};

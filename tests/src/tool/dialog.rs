@@ -28,6 +28,9 @@ pub(crate) struct Dialog {
     /// Ask for Multipath TCP
     #[arg(long)]
     mptcp: bool,
+    /// Keep the first acknowledgement back until there is data to go with it
+    #[arg(long)]
+    lazy_ack: bool,
     /// Send this text with the SYN (TCP Fast Open)
     #[arg(long)]
     fast_open: Option<String>,
@@ -125,6 +128,9 @@ impl Dialog {
         if let Some(from) = self.from {
             setsockopt(&descriptor, sockopt::ReuseAddr, &true)?;
             bind(descriptor.as_raw_fd(), &SockaddrStorage::from(from))?;
+        }
+        if self.lazy_ack {
+            set_tcp_option(&descriptor, libc::TCP_QUICKACK, 0)?;
         }
         let stream = TcpStream::from(descriptor);
         match &self.fast_open {
