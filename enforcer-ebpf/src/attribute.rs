@@ -2,11 +2,14 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple},
+    bindings::{
+        BPF_F_CURRENT_NETNS, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+        bpf_fib_lookup, bpf_sock, bpf_sock_tuple,
+    },
     cty::c_void,
     helpers::generated::{
-        bpf_get_listener_sock, bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
-        bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
+        bpf_fib_lookup as helper_fib_lookup, bpf_get_listener_sock, bpf_sk_fullsock, bpf_sk_lookup_tcp,
+        bpf_sk_lookup_udp, bpf_sk_release, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
     },
     programs::TcContext,
 };
@@ -74,6 +77,12 @@ pub fn pu_info(pu: u32) -> Option<&'static Pu> {
 pub fn ifindex(ctx: &TcContext) -> u32 {
     // SAFETY: the context is valid for the whole program.
     unsafe { (*ctx.skb.skb).ifindex }
+}
+
+/// Whether a PU is behind this interface: its programs follow on those of every interface.
+#[inline(always)]
+pub fn is_pu_interface(ctx: &TcContext) -> bool {
+    interface_pu(ctx) != UNMANAGED
 }
 
 #[inline(always)]
@@ -193,6 +202,37 @@ fn receiving_socket(ctx: &TcContext, ip: &Ip, key: &FlowKey, opening: bool) -> u
         }
         let pu = stored(sk.cast()).unwrap_or(UNMANAGED);
         bpf_sk_release(sk.cast());
-        pu
+        if pu != UNMANAGED && is_forwarded(ctx, ip) { UNMANAGED } else { pu }
     }
+}
+
+/// Aligned so that it is cleared by words.
+#[repr(align(8))]
+struct Route(bpf_fib_lookup);
+
+// SAFETY: integers and unions of integers only, aligned to eight bytes, of a size that is a multiple of eight.
+unsafe impl Clear for Route {}
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// Whether this host only hands the packet on: a listener on any address is found for those too. In doubt it is ours.
+#[inline(never)]
+fn is_forwarded(ctx: &TcContext, ip: &Ip) -> bool {
+    cleared!(route: Route);
+    let params = &mut route.0;
+    params.ifindex = ifindex(ctx);
+    params.l4_protocol = ip.proto;
+    if ip.v6 {
+        params.family = AF_INET6;
+        params.__bindgen_anon_3.ipv6_src = ip.src;
+        params.__bindgen_anon_4.ipv6_dst = ip.dst;
+    } else {
+        params.family = AF_INET;
+        params.__bindgen_anon_3.ipv4_src = ip.src[3];
+        params.__bindgen_anon_4.ipv4_dst = ip.dst[3];
+    }
+    // SAFETY: a helper call on our own context and a value we own.
+    let result = unsafe { helper_fib_lookup(ctx.as_ptr(), params, size_of::<bpf_fib_lookup>() as i32, 0) } as u32;
+    matches!(result, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED)
 }

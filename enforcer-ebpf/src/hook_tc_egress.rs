@@ -4,7 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use common::abi::Config;
 
 use crate::{
-    attribute::Source,
+    attribute::{Source, is_pu_interface},
     emit::config,
     inbound::inbound,
     outbound::{PASS, outbound},
@@ -13,21 +13,22 @@ use crate::{
 #[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
     let Some(config) = config() else { return PASS };
-    if own(&ctx, config) { PASS } else { outbound(&ctx, config, Source::Socket) }
+    if own(&ctx, config, is_pu_interface(&ctx)) { PASS } else { outbound(&ctx, config, Source::Socket) }
 }
 
 #[classifier]
 pub fn tc_pu_egress(ctx: TcContext) -> i32 {
     let Some(config) = config() else { return PASS };
-    if own(&ctx, config) { PASS } else { inbound(&ctx, config, Source::Interface) }
+    if own(&ctx, config, false) { PASS } else { inbound(&ctx, config, Source::Interface) }
 }
 
-/// Whether the enforcer itself made or already judged this packet. The mark is random for each load and taken off here.
+/// Whether the enforcer itself made or already judged this packet. The mark is random for each load and taken off by the
+/// last program that looks: `more` says that another one follows.
 #[inline(always)]
-pub fn own(ctx: &TcContext, config: &Config) -> bool {
+pub fn own(ctx: &TcContext, config: &Config, more: bool) -> bool {
     // SAFETY: the context is valid for the whole program.
     let marked = unsafe { (*ctx.skb.skb).mark } == config.mark && config.mark != 0;
-    if marked {
+    if marked && !more {
         ctx.skb.set_mark(0);
     }
     marked

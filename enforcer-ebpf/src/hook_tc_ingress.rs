@@ -13,11 +13,11 @@ use crate::{
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
     let Some(config) = config() else { return PASS };
-    if own(&ctx, config) { PASS } else { inbound(&ctx, config, Source::Socket) }
+    if own(&ctx, config, false) { PASS } else { inbound(&ctx, config, Source::Socket) }
 }
 
 #[classifier]
 pub fn tc_pu_ingress(ctx: TcContext) -> i32 {
     let Some(config) = config() else { return PASS };
-    if own(&ctx, config) { PASS } else { outbound(&ctx, config, Source::Interface) }
+    if own(&ctx, config, true) { PASS } else { outbound(&ctx, config, Source::Interface) }
 }

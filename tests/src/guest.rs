@@ -40,10 +40,7 @@ impl Host {
         netns.ip("link set lo up\naddr add 10.78.0.2/24 dev eth0\naddr add fd78::2/64 dev eth0 nodad\nlink set eth0 up\nroute add default via 10.78.0.1\nroute add ::/0 via fd78::1\n")?;
         for neighbour in neighbours {
             let (v4, v6) = (self.v4(), self.v6());
-            neighbour
-                .place()
-                .netns
-                .ip(&format!("route add 10.78.0.0/24 via {v4}\nroute add fd78::/64 via {v6}\n"))?;
+            neighbour.place().netns.ip(&format!("route add 10.78.0.0/24 via {v4}\nroute add fd78::/64 via {v6}\n"))?;
         }
         let cgroup = self.cgroup().join(format!("guest-{name}"));
         fs::create_dir(&cgroup).with_context(|| format!("cannot make the cgroup {}", cgroup.display()))?;
