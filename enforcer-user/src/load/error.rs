@@ -10,7 +10,7 @@ use aya::programs::ProgramError;
 pub enum LoadError {
     /// The pin directory is not on a bpffs.
     #[error(
-        "{path} is not on a bpffs; mount one there (`mount -t bpf bpf {path}`), or set `datapath.bpffs` to a directory on one"
+        "{path} is not on a bpffs; mount one there (`mount -t bpf bpf {path}`), or set `paths.bpffs` to a directory on one"
     )]
     NoBpffs {
         /// The configured directory.

@@ -165,7 +165,7 @@ fn cgroup_hint() -> String {
         (kind == "cgroup2").then(|| point.to_owned())
     });
     match mounted.next() {
-        Some(point) => format!("cgroup v2 is mounted at {point}: set `datapath.cgroup` to a directory there"),
+        Some(point) => format!("cgroup v2 is mounted at {point}: set `paths.cgroup` to a directory there"),
         None => "cgroup v2 is not mounted: `mount -t cgroup2 none /sys/fs/cgroup`".to_owned(),
     }
 }
