@@ -33,6 +33,8 @@ pub struct Config {
     pub heartbeat_ns: u64,
     /// How old the heartbeat may be before first contacts are refused as `agent_down`, nanoseconds.
     pub agent_timeout_ns: u64,
+    /// Network namespace of the agent, by its cookie: sockets of PUs elsewhere pass no program of this enforcer.
+    pub netns_cookie: u64,
     /// Policy generation; a flow judged under another one is judged again at its next packet.
     pub generation: u32,
     /// Mark of packets made by the enforcer itself; random for each load.

@@ -71,6 +71,8 @@ reasons! {
     TooDeep = 42, "cgroup_too_deep", "The process lives deeper in the cgroup tree than is looked.", "Move it up.";
     Internal = 43, "internal", "A kernel helper failed.", "Report it with `enforcer doctor --json`.";
     PairUnavailable = 44, "pair_unavailable", "The verdict table is full.", "Reduce identities or raise `datapath.max_pairs`.";
+    OtherNamespace = 45, "other_namespace", "A process of a PU made a socket in another network namespace, where nothing is enforced.", "Make what lives in that namespace a PU by its interface: `enforcer pu add --interface IF`.";
+    NoLinkHeader = 46, "no_link_header", "A PU's packet on an interface without link-layer header (tun, WireGuard, ppp), where identity is not carried yet.", "Reach the PU through an Ethernet interface.";
 }
 
 #[cfg(test)]

@@ -107,7 +107,7 @@ pub const NETWORK_IDENTITY: u32 = 1;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ListenerKey {
-    /// Bound address; all zero for any (both families).
+    /// Bound address; `::` for any, `0.0.0.0` (mapped) for any of IPv4.
     pub addr: Addr,
     /// Bound port, host order.
     pub port: u16,

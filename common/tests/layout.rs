@@ -32,7 +32,10 @@ macro_rules! layout {
 fn configuration() {
     assert_eq!(abi::VERSION, 1);
     assert_eq!(abi::PIN_DIR, "v1");
-    layout!(Config, 32, heartbeat_ns @ 0, agent_timeout_ns @ 8, generation @ 16, mark @ 20, flags @ 24, self_session @ 28);
+    layout!(
+        Config, 40,
+        heartbeat_ns @ 0, agent_timeout_ns @ 8, netns_cookie @ 16, generation @ 24, mark @ 28, flags @ 32, self_session @ 36,
+    );
     layout!(Injection, 16, magic @ 0, ifindex @ 4, flags @ 8, count @ 12);
 }
 

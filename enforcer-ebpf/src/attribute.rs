@@ -202,7 +202,7 @@ fn receiving_socket(ctx: &TcContext, ip: &Ip, key: &FlowKey, opening: bool) -> u
         }
         let pu = stored(sk.cast()).unwrap_or(UNMANAGED);
         bpf_sk_release(sk.cast());
-        if pu != UNMANAGED && is_forwarded(ctx, ip) { UNMANAGED } else { pu }
+        if pu != UNMANAGED && is_forwarded(ctx.as_ptr(), ifindex(ctx), ip) { UNMANAGED } else { pu }
     }
 }
 
@@ -218,10 +218,10 @@ const AF_INET6: u8 = 10;
 
 /// Whether this host only hands the packet on: a listener on any address is found for those too. In doubt it is ours.
 #[inline(never)]
-fn is_forwarded(ctx: &TcContext, ip: &Ip) -> bool {
+pub fn is_forwarded(ctx: *mut c_void, ifindex: u32, ip: &Ip) -> bool {
     cleared!(route: Route);
     let params = &mut route.0;
-    params.ifindex = ifindex(ctx);
+    params.ifindex = ifindex;
     params.l4_protocol = ip.proto;
     if ip.v6 {
         params.family = AF_INET6;
@@ -232,7 +232,7 @@ fn is_forwarded(ctx: &TcContext, ip: &Ip) -> bool {
         params.__bindgen_anon_3.ipv4_src = ip.src[3];
         params.__bindgen_anon_4.ipv4_dst = ip.dst[3];
     }
-    // SAFETY: a helper call on our own context and a value we own.
-    let result = unsafe { helper_fib_lookup(ctx.as_ptr(), params, size_of::<bpf_fib_lookup>() as i32, 0) } as u32;
+    // SAFETY: the caller gives its own context; the value is ours.
+    let result = unsafe { helper_fib_lookup(ctx, params, size_of::<bpf_fib_lookup>() as i32, 0) } as u32;
     matches!(result, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED)
 }

@@ -4,19 +4,31 @@ use aya_ebpf::{
     EbpfContext,
     bindings::BPF_SK_STORAGE_GET_F_CREATE,
     cty::c_void,
-    helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_sk_storage_get},
+    helpers::generated::{
+        bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_sk_storage_get,
+    },
     macros::cgroup_sock,
     programs::SockContext,
 };
-use common::abi::{CONFIG_HAS_PU, MAX_CGROUP_DEPTH, PU_TOO_DEEP};
+use common::{
+    abi::{CONFIG_HAS_PU, MAX_CGROUP_DEPTH, PU_TOO_DEEP},
+    drop_reason::Reason,
+};
 
 use crate::{
     attribute::UNMANAGED,
-    emit::config,
+    emit::{config, count_reason},
     maps::{PU_CGROUPS, PU_SOCKETS},
 };
 
 const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+
+const SOCK_RAW: u32 = 3;
+const IPPROTO_ICMP: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
+const IPPROTO_ICMPV6: u32 = 58;
 
 #[cgroup_sock(sock_create)]
 pub fn sock_create(ctx: SockContext) -> i32 {
@@ -24,13 +36,36 @@ pub fn sock_create(ctx: SockContext) -> i32 {
         return ALLOW;
     }
     let mut pu = current_pu();
+    if pu != UNMANAGED && !is_enforceable(&ctx) {
+        return REFUSE;
+    }
     let map = core::ptr::from_ref(&PU_SOCKETS).cast_mut().cast::<c_void>();
     // SAFETY: the context of this program type is the socket; the value is ours and copied.
     let stored = unsafe {
         bpf_sk_storage_get(map, ctx.as_ptr(), core::ptr::from_mut(&mut pu).cast(), BPF_SK_STORAGE_GET_F_CREATE as u64)
     };
     // A socket of a PU that cannot be marked would be taken for unmanaged.
-    if stored.is_null() && pu != UNMANAGED { 0 } else { ALLOW }
+    if stored.is_null() && pu != UNMANAGED { REFUSE } else { ALLOW }
+}
+
+/// Whether what this socket sends and receives can be judged: by a protocol the programs know, in the namespace they
+/// watch. MPTCP listens through a socket the kernel makes itself, which no program is asked about; programs that try
+/// it fall back to TCP.
+#[inline(always)]
+fn is_enforceable(ctx: &SockContext) -> bool {
+    // SAFETY: the context is valid for the whole program; plain words.
+    let (kind, protocol) = unsafe { ((*ctx.sock).type_, (*ctx.sock).protocol) };
+    if kind != SOCK_RAW && !matches!(protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_ICMP | IPPROTO_ICMPV6) {
+        count_reason(Reason::ProtocolDenied, false);
+        return false;
+    }
+    // SAFETY: a helper call on our own context.
+    let namespace = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if config().is_some_and(|config| config.netns_cookie != 0 && config.netns_cookie != namespace) {
+        count_reason(Reason::OtherNamespace, false);
+        return false;
+    }
+    true
 }
 
 /// The PU the current process belongs to.

@@ -190,6 +190,5 @@ fn listening(ctx: &SockOpsContext) {
 
 #[inline(always)]
 fn listener(key: &FlowKey) -> ListenerKey {
-    let any = key.local == addr_v4(0);
-    ListenerKey { addr: if any { [0; 4] } else { key.local }, port: key.local_port, pad: 0 }
+    ListenerKey { addr: key.local, port: key.local_port, pad: 0 }
 }

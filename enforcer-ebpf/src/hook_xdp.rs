@@ -1,8 +1,9 @@
 //! XDP: the shield. Only refuses, and only what TC would refuse for the same reason; everything else goes on to TC.
 
-use aya_ebpf::{bindings::xdp_action, btf_maps::lpm_trie::Key, macros::xdp, programs::XdpContext};
+use aya_ebpf::{EbpfContext, bindings::xdp_action, btf_maps::lpm_trie::Key, macros::xdp, programs::XdpContext};
 use common::{
     abi::{CONFIG_STRANGERS_REJECT, Config},
+    addr_v4,
     drop_reason::Reason,
     flow::{FlowKey, SERVER},
     identity::ListenerKey,
@@ -10,6 +11,7 @@ use common::{
 };
 
 use crate::{
+    attribute::is_forwarded,
     cleared::cleared,
     emit::{At, Parties, config, refused},
     flow_table::coarse_now,
@@ -43,7 +45,7 @@ fn shield(ctx: &XdpContext) -> Option<u32> {
     match &tcp.option {
         Some(option) if option.packet_type() == RESUME => forged(tcp, key, option),
         Some(_) => None,
-        None => stranger(config, ip, key),
+        None => stranger(ctx, config, ip, key),
     }
 }
 
@@ -62,18 +64,26 @@ fn forged(tcp: &Tcp, key: &FlowKey, option: &OptionBytes) -> Option<u32> {
 }
 
 #[inline(always)]
-fn stranger(config: &Config, ip: &Ip, key: &FlowKey) -> Option<u32> {
+fn stranger(ctx: &XdpContext, config: &Config, ip: &Ip, key: &FlowKey) -> Option<u32> {
     if config.flags & CONFIG_STRANGERS_REJECT != 0 {
         return None;
     }
-    let mut listener = ListenerKey { addr: key.local, port: key.local_port, pad: 0 };
     // SAFETY: read-only values of scalars.
-    let pu = unsafe {
-        PU_LISTENERS.get(listener).or_else(|| {
-            listener.addr = [0; 4];
-            PU_LISTENERS.get(listener)
-        })
-    }?;
+    let here = unsafe { PU_LISTENERS.get(ListenerKey { addr: key.local, port: key.local_port, pad: 0 }) };
+    let pu = match here {
+        Some(pu) => pu,
+        None => {
+            // A listener on any address of this family says nothing of packets this host hands on. One on both families
+            // is TC's to judge: here it could not be told from one that leaves IPv4 to another.
+            let any = if ip.v6 { [0; 4] } else { addr_v4(0) };
+            // SAFETY: as above.
+            let pu = unsafe { PU_LISTENERS.get(ListenerKey { addr: any, port: key.local_port, pad: 0 }) }?;
+            if is_forwarded(ctx.as_ptr(), ctx.ingress_ifindex() as u32, ip) {
+                return None;
+            }
+            pu
+        }
+    };
     if NETWORKS.get(&Key::new(128, ip.src)).is_some_and(|network| network.external != 0) {
         return None;
     }

@@ -1,6 +1,6 @@
 //! The way to a PU: nothing reaches it before it is authenticated and allowed.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{EbpfContext, programs::TcContext};
 use common::{
     abi::Config,
     drop_reason::Reason,
@@ -10,7 +10,7 @@ use common::{
 };
 
 use crate::{
-    attribute::{Source, UNMANAGED, pu_info},
+    attribute::{Source, UNMANAGED, ifindex, is_forwarded, pu_info},
     cleared::cleared,
     emit::{At, Parties, count_handshake, count_reason, refused},
     flow_table::{Lookup, account_in, find, started},
@@ -31,6 +31,7 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source) -> i32 {
     match parse(ctx, parsed, true) {
         Kind::Tcp => {}
         Kind::Other => return other_protocols::inbound(ctx, config, source, parsed),
+        Kind::Bare => return other_protocols::bare(ctx, source, parsed, Way::In),
         Kind::NotIp => return PASS,
         Kind::Malformed => return other_protocols::unparsable(ctx, source, Way::In),
     }
@@ -52,7 +53,11 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source) -> i32 {
 
 #[inline(always)]
 fn unmanaged(packet: &Packet, opening: bool) -> i32 {
-    if opening && packet.config.flags & common::abi::CONFIG_UNMANAGED_DENY != 0 && packet.source == Source::Socket {
+    if opening
+        && packet.config.flags & common::abi::CONFIG_UNMANAGED_DENY != 0
+        && packet.source == Source::Socket
+        && !is_forwarded(packet.ctx.as_ptr(), ifindex(packet.ctx), packet.ip)
+    {
         let at = At { role: SERVER, inbound: true, by_peer: false };
         cleared!(parties: Parties);
         refused(packet.key, parties, Reason::UnmanagedDenied, at);

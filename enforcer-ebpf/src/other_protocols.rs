@@ -2,7 +2,7 @@
 
 use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use common::{
-    abi::{CONFIG_UNMANAGED_DENY, Config},
+    abi::{CONFIG_HAS_PU, CONFIG_UNMANAGED_DENY, Config},
     drop_reason::Reason,
     flow::{CLIENT, ESTABLISHED, FLAG_LOG, FlowKey, PATH_EXTERNAL, SERVER},
     verdict::position,
@@ -11,7 +11,7 @@ use common::{
 use crate::{
     attribute::{Source, UNMANAGED, ifindex, pu_info},
     cleared::cleared,
-    emit::{At, Parties, count_reason, now, refused},
+    emit::{At, Parties, config, count_reason, now, refused},
     flow_table::{Lookup, coarse_now, enter, find},
     judge::{judge, rejudge},
     maps::NETWORKS,
@@ -31,13 +31,47 @@ pub fn from_socket(ctx: &TcContext) -> bool {
 #[inline(never)]
 pub fn unparsable(ctx: &TcContext, source: Source, way: Way) -> i32 {
     let outbound = way == Way::Out;
-    if source == Source::Socket && (!outbound || source.sender(ctx) == UNMANAGED) {
-        // The stack drops what it cannot parse; toward a socket nothing can be attributed.
+    // The stack takes more extension headers than are walked here, so what cannot be read may still reach a PU.
+    let nobody = if outbound {
+        source.sender(ctx) == UNMANAGED
+    } else {
+        config().is_some_and(|config| config.flags & CONFIG_HAS_PU == 0)
+    };
+    if source == Source::Socket && nobody {
         return PASS;
     }
     cleared!(key: FlowKey);
     cleared!(parties: Parties);
     refused(key, parties, Reason::Malformed, At { role: CLIENT, inbound: !outbound, by_peer: false });
+    DROP
+}
+
+/// A packet on an interface without link-layer header, where identity is not carried yet: none leaves or reaches a PU.
+#[inline(never)]
+pub fn bare(ctx: &TcContext, source: Source, parsed: &mut Parsed, way: Way) -> i32 {
+    let ip = &parsed.ip;
+    if ip.later_fragment {
+        return PASS;
+    }
+    let inbound = way == Way::In;
+    let Some((sport, dport)) = ports(ctx, ip) else { return unparsable(ctx, source, way) };
+    let pu = if inbound {
+        ip.key_of_receiver(sport, dport, &mut parsed.key);
+        if ip.proto != TCP && ip.proto != UDP {
+            return PASS;
+        }
+        source.receiver(ctx, ip, &parsed.key, true)
+    } else {
+        ip.key_of_sender(sport, dport, &mut parsed.key);
+        source.sender(ctx)
+    };
+    if pu == UNMANAGED {
+        return PASS;
+    }
+    cleared!(parties: Parties);
+    parties.pu = pu;
+    let role = if inbound { SERVER } else { CLIENT };
+    refused(&parsed.key, parties, Reason::NoLinkHeader, At { role, inbound, by_peer: false });
     DROP
 }
 

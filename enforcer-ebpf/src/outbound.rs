@@ -58,6 +58,7 @@ pub fn outbound(ctx: &TcContext, config: &Config, source: Source) -> i32 {
     match parse(ctx, parsed, false) {
         Kind::Tcp => {}
         Kind::Other => return other_protocols::outbound(ctx, config, source, parsed),
+        Kind::Bare => return other_protocols::bare(ctx, source, parsed, Way::Out),
         Kind::NotIp => return PASS,
         Kind::Malformed => return other_protocols::unparsable(ctx, source, Way::Out),
     }

@@ -187,6 +187,8 @@ pub enum Kind {
     Tcp,
     /// Only the network header is valid.
     Other,
+    /// As `Other`, on an interface without link-layer header: good for attribution only.
+    Bare,
     NotIp,
     Malformed,
 }
@@ -210,10 +212,17 @@ pub fn parse(ctx: &TcContext, parsed: &mut Parsed, inbound: bool) -> Kind {
 /// Parses what lies in the linear part.
 #[inline(always)]
 fn parse_linear(ctx: &TcContext, parsed: &mut Parsed, inbound: bool) -> Kind {
+    if is_bare(ctx) {
+        return if bare_ip(ctx, &mut parsed.ip).is_ok() { Kind::Bare } else { Kind::Malformed };
+    }
     match ip(ctx, &mut parsed.ip) {
         Ok(()) => {}
         Err(Stop::NotIp) => return Kind::NotIp,
         Err(Stop::Malformed) => return Kind::Malformed,
+    }
+    // Larger than the header's length field can say (BIG TCP): the packet says it.
+    if parsed.ip.end == ETH_LEN || parsed.ip.v6 && parsed.ip.end == ETH_LEN + 40 {
+        parsed.ip.end = ctx.len();
     }
     if !parsed.ip.is_plain_tcp() {
         return Kind::Other;
@@ -229,20 +238,36 @@ fn parse_linear(ctx: &TcContext, parsed: &mut Parsed, inbound: bool) -> Kind {
     Kind::Tcp
 }
 
+/// Whether the packet starts with its network header: the kernel takes it for IP, the bytes do not.
+#[inline(always)]
+fn is_bare(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid for the whole program.
+    let protocol = u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16);
+    let is_ip = protocol == ETH_P_IP || protocol == ETH_P_IPV6;
+    is_ip && read::<u16>(ctx, 12).is_none_or(|bytes| u16::from_be(bytes) != protocol)
+}
+
+/// Parses a network header at the very start of a packet.
+#[inline(always)]
+fn bare_ip(ctx: &TcContext, found: &mut Ip) -> Result<(), Stop> {
+    let start: [u8; 2] = read(ctx, 0).ok_or(Stop::Malformed)?;
+    if start[0] >> 4 == 4 { ipv4(ctx, 0, found) } else { ipv6(ctx, 0, found) }
+}
+
 /// Parses the network header.
 #[inline(always)]
 pub fn ip(bytes: &impl Bytes, found: &mut Ip) -> Result<(), Stop> {
     let ethertype = u16::from_be(read::<u16>(bytes, 12).ok_or(Stop::NotIp)?);
     match ethertype {
-        ETH_P_IP => ipv4(bytes, found),
-        ETH_P_IPV6 => ipv6(bytes, found),
+        ETH_P_IP => ipv4(bytes, ETH_LEN, found),
+        ETH_P_IPV6 => ipv6(bytes, ETH_LEN, found),
         _ => Err(Stop::NotIp),
     }
 }
 
 #[inline(always)]
-fn ipv4(bytes: &impl Bytes, found: &mut Ip) -> Result<(), Stop> {
-    let header: V4Header = read(bytes, ETH_LEN).ok_or(Stop::Malformed)?;
+fn ipv4(bytes: &impl Bytes, start: u32, found: &mut Ip) -> Result<(), Stop> {
+    let header: V4Header = read(bytes, start).ok_or(Stop::Malformed)?;
     let ihl = ((header.version_ihl & 0x0f) as u32) << 2;
     if header.version_ihl >> 4 != 4 || ihl < 20 {
         return Err(Stop::Malformed);
@@ -255,23 +280,23 @@ fn ipv4(bytes: &impl Bytes, found: &mut Ip) -> Result<(), Stop> {
     found.extended = false;
     found.first_fragment = fragment & 0x3fff == 0x2000;
     found.later_fragment = fragment & 0x1fff != 0;
-    found.l4 = ETH_LEN + ihl;
-    found.end = ETH_LEN + u16::from_be(header.total_len) as u32;
+    found.l4 = start + ihl;
+    found.end = start + u16::from_be(header.total_len) as u32;
     Ok(())
 }
 
 #[inline(always)]
-fn ipv6(bytes: &impl Bytes, found: &mut Ip) -> Result<(), Stop> {
-    let header: V6Header = read(bytes, ETH_LEN).ok_or(Stop::Malformed)?;
+fn ipv6(bytes: &impl Bytes, start: u32, found: &mut Ip) -> Result<(), Stop> {
+    let header: V6Header = read(bytes, start).ok_or(Stop::Malformed)?;
     found.v6 = true;
-    found.src = read_address(bytes, ETH_LEN + 8).ok_or(Stop::Malformed)?;
-    found.dst = read_address(bytes, ETH_LEN + 24).ok_or(Stop::Malformed)?;
+    found.src = read_address(bytes, start + 8).ok_or(Stop::Malformed)?;
+    found.dst = read_address(bytes, start + 24).ok_or(Stop::Malformed)?;
     found.proto = header.next;
     found.extended = false;
     found.first_fragment = false;
     found.later_fragment = false;
-    found.l4 = ETH_LEN + 40;
-    found.end = ETH_LEN + 40 + u16::from_be(header.payload_len) as u32;
+    found.l4 = start + 40;
+    found.end = start + 40 + u16::from_be(header.payload_len) as u32;
     if is_extension(header.next) {
         walk_extensions(bytes, found)?;
     }

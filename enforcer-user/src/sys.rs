@@ -67,6 +67,29 @@ pub fn monotonic_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// Cookie of this thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14), as `bpf_get_netns_cookie` gives it; 0 where the
+/// kernel cannot tell.
+///
+/// # Errors
+/// What making a socket reports.
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut cookie = 0u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the pointers are to writable memory of the size given.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len)
+    };
+    match result {
+        0 => Ok(cookie),
+        _ if io::Error::last_os_error().raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(0),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// `asm-generic/socket.h`.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
 /// Opens a pinned object.
 ///
 /// # Errors

@@ -48,7 +48,11 @@ fn document() -> Shape {
 /// Key and value of every pinned map that has any.
 fn expected() -> Vec<(&'static str, Shape, Shape)> {
     vec![
-        ("CONFIG", u32_key(), shape!(Config: heartbeat_ns, agent_timeout_ns, generation, mark, flags, self_session)),
+        (
+            "CONFIG",
+            u32_key(),
+            shape!(Config: heartbeat_ns, agent_timeout_ns, netns_cookie, generation, mark, flags, self_session),
+        ),
         ("PU_CGROUPS", Shape::Integer { size: 8 }, u32_key()),
         ("PU_IFACES", u32_key(), u32_key()),
         ("PU_SOCKETS", u32_key(), u32_key()),

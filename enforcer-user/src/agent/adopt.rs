@@ -21,7 +21,10 @@ fn identities(state: &mut State) -> anyhow::Result<()> {
             state.maps.identity_docs.remove(number)?;
             continue;
         };
-        state.know_identity(number, &doc.namespace, &unflat(&doc.tags), &doc.name)?;
+        if let Err(error) = state.know_identity(number, &doc.namespace, &unflat(&doc.tags), &doc.name) {
+            tracing::warn!(number, %error, "an identity was not taken over");
+            state.maps.identity_docs.remove(number)?;
+        }
     }
     Ok(())
 }

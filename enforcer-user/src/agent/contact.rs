@@ -199,7 +199,9 @@ fn remember_route(shared: &Shared, state: &State, held: &Held, session: &Session
     let Some(pu) = state.pus.get(&held.pu) else { return Err(Reason::NoCredential.into()) };
     let until = pu.credential.as_ref().map_or(0, |signed| clock::monotonic(signed.expires()));
     let known = SessionPu { session: session.index, handle: pu.handle, pad: 0 };
-    shared.maps.known_to_peer.insert(&known, &until).map_err(internal)?;
+    if let Err(error) = shared.maps.known_to_peer.insert(&known, &until) {
+        tracing::warn!(%error, "the next connection will be a first contact again");
+    }
     for port in [held.key.remote_port, 0] {
         let at = PeerAddr { addr: held.key.remote, port, pad: 0 };
         shared.maps.peer_addrs.insert(&at, &session.index).map_err(internal)?;

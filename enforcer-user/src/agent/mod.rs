@@ -126,7 +126,7 @@ fn start(config: Config) -> anyhow::Result<Arc<Shared>> {
     let names = Arc::new(NameTable::default());
     let mut state = State::new(&config, identity, maps.clone(), names.clone())?;
     state.configure(&config)?;
-    state.install_rules(rules)?;
+    state.compile(rules)?;
     adopt::adopt(&mut state)?;
     state.settle()?;
     let shared = Arc::new(Shared {

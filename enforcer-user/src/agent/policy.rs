@@ -32,22 +32,31 @@ pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Rules> {
 }
 
 impl State {
+    /// Replaces the rules in the agent's mind only; what the kernel has stays in force.
+    ///
+    /// # Errors
+    /// If the rules cannot be compiled; nothing has changed then.
+    pub fn compile(&mut self, rules: Rules) -> anyhow::Result<policy::Delta> {
+        // Names of removed rules are kept for records.
+        let gone: Vec<(u32, String)> = self.compiled.rules().map(|(id, rule)| (id.0, rule.full_name())).collect();
+        let delta = self.compiled.update_rules(&rules.rules)?;
+        self.rules = rules.rules;
+        self.policy_files = rules.files;
+        self.names.set_rules(gone.into_iter());
+        let added = delta.added.iter().filter_map(|id| Some((id.0, self.compiled.rule(*id)?.full_name())));
+        self.names.set_rules(added);
+        Ok(delta)
+    }
+
     /// Replaces the rules: pairs first, then networks, then the generation that makes the kernel judge flows again.
     ///
     /// # Errors
     /// If the rules cannot be compiled; nothing has changed then.
     pub fn install_rules(&mut self, rules: Rules) -> anyhow::Result<bool> {
-        let gone: Vec<(u32, String)> = self.compiled.rules().map(|(id, rule)| (id.0, rule.full_name())).collect();
-        let delta = self.compiled.update_rules(&rules.rules)?;
-        self.rules = rules.rules;
-        self.policy_files = rules.files;
+        let delta = self.compile(rules)?;
         if delta.is_empty() && self.config.current().generation != 0 {
             return Ok(false);
         }
-        // Names of removed rules are kept for records; those of the new ones are added.
-        self.names.set_rules(gone.into_iter());
-        let added = delta.added.iter().filter_map(|id| Some((id.0, self.compiled.rule(*id)?.full_name())));
-        self.names.set_rules(added);
         let stale: Vec<Pair> = self
             .pairs
             .iter()
@@ -55,7 +64,12 @@ impl State {
             .copied()
             .collect();
         for pair in stale {
-            self.judge_pair(pair)?;
+            // A pair that finds no room counts as not judged: it is asked for at its next connection, and refused if
+            // there still is no room. An old verdict must not outlive its rules.
+            if let Err(error) = self.judge_pair(pair) {
+                tracing::error!(%error, "a pair is no longer judged");
+                self.pairs.remove(pair)?;
+            }
         }
         if delta.externals_changed {
             self.judge_externals()?;

@@ -124,6 +124,7 @@ fn bind(shared: &Shared, index: u32) -> anyhow::Result<()> {
     match target {
         TargetDoc::Cgroup { path, id } | TargetDoc::Command { path, id } => {
             shared.maps.pu_cgroups.insert(&id, &index)?;
+            refuse_foreign(&path)?;
             let adopted = adopt::adopt(&path, index, &shared.maps.pu_sockets)?;
             if adopted.sockets > 0 {
                 tracing::info!(pu = index, sockets = adopted.sockets, "took over sockets older than the PU");
@@ -135,6 +136,21 @@ fn bind(shared: &Shared, index: u32) -> anyhow::Result<()> {
         TargetDoc::Interface { index: ifindex, .. } => {
             shared.maps.pu_ifaces.insert(&ifindex, &index)?;
             shared.kernel().attach_pu_interface(ifindex)?;
+        }
+    }
+    Ok(())
+}
+
+/// Processes with a network namespace of their own send and receive where no program of this enforcer is.
+fn refuse_foreign(cgroup: &Path) -> anyhow::Result<()> {
+    let own = std::fs::read_link("/proc/self/ns/net")?;
+    for pid in adopt::processes(cgroup)? {
+        if std::fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|theirs| theirs != own) {
+            anyhow::bail!(
+                "process {pid} of {} has a network namespace of its own; make it a PU by its interface: \
+                 `enforcer pu add --interface IF`",
+                cgroup.display()
+            );
         }
     }
     Ok(())
@@ -187,12 +203,13 @@ pub(super) fn reap(shared: &Shared) {
                 pu.populated |= populated == Some(true);
                 let waited = clock::now().saturating_sub(pu.created) > ENTRY_PATIENCE;
                 let ended = populated == Some(false) && (pu.released || pu.populated || waited);
-                if ended || populated.is_none() {
+                if ended || is_gone(path) {
                     over.push(pu.index);
                 }
             }
             TargetDoc::Cgroup { path, id } => {
-                if !std::fs::metadata(path).is_ok_and(|directory| directory.ino() == *id) {
+                let replaced = std::fs::metadata(path).is_ok_and(|directory| directory.ino() != *id);
+                if replaced || is_gone(path) {
                     over.push(pu.index);
                 }
             }
@@ -202,7 +219,12 @@ pub(super) fn reap(shared: &Shared) {
     over.into_iter().for_each(|index| end(shared, index));
 }
 
-/// Whether processes live in a cgroup or below it; `None` if it is gone.
+/// Whether a cgroup is gone for sure: an error of any other kind must not end a PU, for its processes would be unmanaged.
+fn is_gone(cgroup: &Path) -> bool {
+    std::fs::metadata(cgroup).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+}
+
+/// Whether processes live in a cgroup or below it; `None` if that cannot be told.
 fn is_populated(cgroup: &Path) -> Option<bool> {
     let events = std::fs::read_to_string(cgroup.join("cgroup.events")).ok()?;
     Some(events.lines().any(|line| line == "populated 1"))
@@ -341,10 +363,15 @@ impl State {
     pub fn renew(&mut self, all: bool) {
         let now = clock::now();
         let half = self.profile_lifetime / 2;
+        // A profile that ends later than one signed now is from a clock that has been set back since.
+        let from_the_future = now + self.profile_lifetime;
         let due: Vec<u32> = self
             .pus
             .values()
-            .filter(|pu| all || pu.credential.as_ref().is_none_or(|signed| signed.expires() < now + half))
+            .filter(|pu| {
+                let expires = pu.credential.as_ref().map(|signed| signed.expires());
+                all || expires.is_none_or(|expires| expires < now + half || expires > from_the_future)
+            })
             .map(|pu| pu.index)
             .collect();
         for index in due {

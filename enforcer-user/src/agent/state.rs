@@ -159,9 +159,11 @@ impl State {
         if config.datapath.strangers == Strangers::Reject {
             flags |= abi::CONFIG_STRANGERS_REJECT;
         }
+        let namespace = crate::sys::netns_cookie().context("the cookie of this network namespace")?;
         let timeout = config.datapath.agent_timeout.as_nanos() as u64;
         self.config.update(|entry| {
             entry.agent_timeout_ns = timeout;
+            entry.netns_cookie = namespace;
             entry.flags = flags | (entry.flags & abi::CONFIG_HAS_PU);
             entry.self_session = self_session;
             if entry.mark == 0 {

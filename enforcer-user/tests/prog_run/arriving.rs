@@ -189,7 +189,7 @@ fn the_shield_drops_what_traffic_control_would_and_nothing_else() {
     isolated(|place| {
         let mut bench = bench(place);
         for [pu, peer, external] in families() {
-            let any = if pu.is_ipv4() { [0; 4] } else { addr(pu) };
+            let any = if pu.is_ipv4() { common::addr_v4(0) } else { addr(pu) };
             bench.maps.pu_listeners.insert(&ListenerKey { addr: any, port: PORT, pad: 0 }, &PU).unwrap();
             let shield = |bench: &Bench, segment: &Segment| bench.shield(&segment.frame());
             let syn = |isn| Segment::syn(peer, pu, SPORT, PORT, isn);

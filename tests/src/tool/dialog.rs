@@ -122,7 +122,12 @@ impl Dialog {
         let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         // SAFETY: plain values; the descriptor is checked and owned by nobody else.
         let descriptor = unsafe {
-            let number = Errno::result(libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, protocol))?;
+            let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+            let number = match Errno::result(libc::socket(family, kind, protocol)) {
+                // A PU gets no MPTCP socket; programs that try one do this.
+                Err(Errno::EPERM) if self.mptcp => Errno::result(libc::socket(family, kind, libc::IPPROTO_TCP))?,
+                other => other?,
+            };
             OwnedFd::from_raw_fd(number)
         };
         if let Some(from) = self.from {
