@@ -206,6 +206,28 @@ fn receiving_socket(ctx: &TcContext, ip: &Ip, key: &FlowKey, opening: bool) -> u
     }
 }
 
+/// Whether the listener an IPv4 connection would reach is one on both families.
+#[inline(never)]
+pub fn is_heard_by_ipv6(ctx: *mut c_void, key: &FlowKey) -> bool {
+    cleared!(storage: Tuple);
+    let tuple = &mut storage.0;
+    // SAFETY: plain fields of a union we own; the socket is null-checked and released.
+    unsafe {
+        let t = &mut tuple.__bindgen_anon_1.ipv4;
+        t.saddr = key.remote[3];
+        t.daddr = key.local[3];
+        t.sport = key.remote_port.to_be();
+        t.dport = key.local_port.to_be();
+        let sk = bpf_sk_lookup_tcp(ctx, tuple, 12, BPF_F_CURRENT_NETNS as i64 as u64, 0);
+        if sk.is_null() {
+            return false;
+        }
+        let family = (*sk).family;
+        bpf_sk_release(sk.cast());
+        family == AF_INET6 as u32
+    }
+}
+
 /// Aligned so that it is cleared by words.
 #[repr(align(8))]
 struct Route(bpf_fib_lookup);

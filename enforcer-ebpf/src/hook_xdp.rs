@@ -11,7 +11,7 @@ use common::{
 };
 
 use crate::{
-    attribute::is_forwarded,
+    attribute::{is_forwarded, is_heard_by_ipv6},
     cleared::cleared,
     emit::{At, Parties, config, refused},
     flow_table::coarse_now,
@@ -73,11 +73,8 @@ fn stranger(ctx: &XdpContext, config: &Config, ip: &Ip, key: &FlowKey) -> Option
     let pu = match here {
         Some(pu) => pu,
         None => {
-            // A listener on any address of this family says nothing of packets this host hands on. One on both families
-            // is TC's to judge: here it could not be told from one that leaves IPv4 to another.
-            let any = if ip.v6 { [0; 4] } else { addr_v4(0) };
-            // SAFETY: as above.
-            let pu = unsafe { PU_LISTENERS.get(ListenerKey { addr: any, port: key.local_port, pad: 0 }) }?;
+            let pu = any_listener(ctx, ip, key)?;
+            // A listener on any address says nothing of packets this host hands on.
             if is_forwarded(ctx.as_ptr(), ctx.ingress_ifindex() as u32, ip) {
                 return None;
             }
@@ -91,6 +88,26 @@ fn stranger(ctx: &XdpContext, config: &Config, ip: &Ip, key: &FlowKey) -> Option
     parties.pu = *pu;
     refused(key, parties, Reason::NoIdentity, At { role: SERVER, inbound: true, by_peer: false });
     Some(xdp_action::XDP_DROP)
+}
+
+/// The PU that listens on any address, if it is the one that hears this packet.
+#[inline(always)]
+fn any_listener(ctx: &XdpContext, ip: &Ip, key: &FlowKey) -> Option<&'static u32> {
+    let mut listener = ListenerKey { addr: [0; 4], port: key.local_port, pad: 0 };
+    if !ip.v6 {
+        listener.addr = addr_v4(0);
+        // SAFETY: read-only value of a scalar.
+        if let Some(pu) = unsafe { PU_LISTENERS.get(listener) } {
+            return Some(pu);
+        }
+        listener.addr = [0; 4];
+        // A listener on `::` may leave IPv4 to another.
+        if !is_heard_by_ipv6(ctx.as_ptr(), key) {
+            return None;
+        }
+    }
+    // SAFETY: as above.
+    unsafe { PU_LISTENERS.get(listener) }
 }
 
 #[inline(always)]
