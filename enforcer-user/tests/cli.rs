@@ -305,9 +305,20 @@ impl Played {
         enforcer(&[&["exec", "--socket", path(&self.socket)], options, &["--"], command].concat())
     }
 
-    /// Starts the command and waits until it has said "ready".
+    /// Starts the command and waits until it has said "ready". Signals have their default meaning, whatever the tests were
+    /// started by: a shell cannot trap one that was ignored (as `nohup` does) when it began.
     fn start(&self, command: &[&str]) -> (Child, BufReader<std::process::ChildStdout>) {
-        let mut child = self.exec(&[], command).stdout(Stdio::piped()).spawn().expect("runs");
+        let mut exec = self.exec(&[], command);
+        let forget = || {
+            for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
+                // SAFETY: the default disposition runs no handler.
+                unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }?;
+            }
+            Ok(())
+        };
+        // SAFETY: between fork and exec only signal(2) is called, which is async-signal-safe.
+        unsafe { exec.pre_exec(forget) };
+        let mut child = exec.stdout(Stdio::piped()).spawn().expect("runs");
         let mut out = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
         out.read_line(&mut line).expect("says something");
