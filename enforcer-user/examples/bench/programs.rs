@@ -8,6 +8,7 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya_obj::programs::xdp::XdpAttachType;
 use common::Addr;
 use common::flow::{ESTABLISHED, FlowKey};
+use common::identity::ListenerKey;
 use common::wire::{OptionBytes, RESUME};
 use enforcer_user::map_write::Maps;
 
@@ -42,6 +43,11 @@ pub fn measure(bpffs: &Path, rounds: usize) -> Result<Values> {
     let syn = segment(key, false, SYN, &syn_options(None), 0);
     let forged = OptionBytes::new(RESUME, 0, 1, session, 0x0bad_0bad_0bad_0bad);
     let forged = segment(key, false, SYN, &syn_options(Some(&forged)), 0);
+
+    // A listener on this very address: one on any address is looked for in the namespace of whoever runs the program, which
+    // here is not the host's.
+    let listener = ListenerKey { addr: key.local, port: key.local_port, pad: 0 };
+    maps.pu_listeners.insert(&listener, &1)?;
 
     let mut values = Values::new();
     for _ in 0..rounds {
