@@ -528,6 +528,8 @@ fn as_nobody(args: &[&str]) -> Option<Output> {
     let dir = tempfile::tempdir().expect("directory");
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("mode");
     let copy = dir.path().join("enforcer");
-    fs::copy(env!("CARGO_BIN_EXE_enforcer"), &copy).expect("copied");
+    // By a process of its own: what another test forks meanwhile would keep the copy open for writing, and busy.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_enforcer")).arg(&copy).status().expect("cp runs");
+    assert!(copied.success());
     Some(Command::new(copy).args(args).stdin(Stdio::null()).uid(65534).gid(65534).output().expect("runs"))
 }

@@ -117,7 +117,8 @@ struct World {
     b: Machine,
     rules: Vec<Arc<PolicyRule>>,
     connections: Vec<Connection>,
-    accepted: HashMap<(u16, u16), Accepted>,
+    /// By ports and the client's ISN: like a server with SYN cookies, it can finish whatever it answered.
+    accepted: HashMap<((u16, u16), u32), Accepted>,
     wire: Vec<Vec<u8>>,
     seen: Vec<Vec<u8>>,
 }
@@ -277,14 +278,8 @@ impl World {
             return;
         }
         let isn = self.dice.next() as u32;
-        let entry = self.accepted.entry(ports);
-        let entry = entry
-            .and_modify(|entry| {
-                if !entry.confirmed && entry.accept.peer_isn != accept.peer_isn {
-                    *entry = Accepted { accept: accept.clone(), server, isn, confirmed: false };
-                }
-            })
-            .or_insert(Accepted { accept, server, isn, confirmed: false });
+        let key = (ports, accept.peer_isn);
+        let entry = self.accepted.entry(key).or_insert(Accepted { accept, server, isn, confirmed: false });
         let answer = Tcp {
             backward: true,
             ports,
@@ -298,7 +293,7 @@ impl World {
     }
 
     fn confirm(&mut self, frame: &Frame<'_>, ports: (u16, u16)) {
-        let Some(entry) = self.accepted.get_mut(&ports) else { return };
+        let Some(entry) = self.accepted.get_mut(&(ports, frame.seq().wrapping_sub(1))) else { return };
         let Some(option) = frame.option() else { return };
         if entry.accept.confirm(&option, entry.isn).is_err() {
             return;
@@ -329,7 +324,7 @@ impl World {
             return;
         };
         // The server's end made exactly this for exactly this SYN.
-        let entry = &self.accepted[&self.ports(number)];
+        let entry = &self.accepted[&(self.ports(number), isn)];
         assert_eq!((entry.accept.peer_isn, entry.isn), (isn, frame.seq()));
         assert_eq!(frame.option(), Some(entry.accept.reply(entry.isn)));
         let connection = &mut self.connections[number];
@@ -371,7 +366,8 @@ fn a_bad_network_changes_no_verdict() {
         }
         let mut allowed = 0;
         for number in 0..world.connections.len() {
-            let confirmed = world.accepted.get(&world.ports(number)).is_some_and(|entry| entry.confirmed);
+            let key = (world.ports(number), world.connections[number].isn);
+            let confirmed = world.accepted.get(&key).is_some_and(|entry| entry.confirmed);
             assert_eq!(confirmed, world.truth(number), "world {seed}, connection {number}");
             assert_eq!(world.connections[number].reply.is_some(), confirmed, "world {seed}, connection {number}");
             allowed += usize::from(confirmed);
