@@ -13,6 +13,7 @@ pub mod evaluate;
 pub mod explain;
 pub mod model;
 pub mod parse;
+pub mod record;
 pub mod synthetic;
 
 pub use compile::{Capabilities, CompileError, Compiled, Delta, IdentityId, Interval, PairVerdict, port_key};
@@ -23,3 +24,4 @@ pub use model::{
     Side, Tags,
 };
 pub use parse::{PolicyError, PolicyErrors, parse_file, parse_files, parse_rule, parse_side};
+pub use record::{FlowRecord, ObservedBy, ObservedVerdict, RECORD_VERSION, RecordEnd, RecordError, RecordProto, Role};
