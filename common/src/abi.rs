@@ -93,5 +93,10 @@ pub const LOSS_TELEMETRY_RING: u32 = 1;
 pub const HELD: u32 = 2;
 /// Flows that could not be entered because the table was full.
 pub const LOSS_FLOW_TABLE: u32 = 3;
+/// Records of refusals that were not made because a CPU had made [`RECORDS_A_TICK`] of them in the same tick.
+pub const LOSS_RECORD_LIMIT: u32 = 4;
 /// Entries of `LOSS_STATS`.
 pub const LOSS_STATS: u32 = 8;
+
+/// Refusals a CPU records in one tick of the kernel's clock; a flood is counted, not described packet by packet.
+pub const RECORDS_A_TICK: u64 = 64;

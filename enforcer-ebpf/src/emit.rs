@@ -14,7 +14,8 @@ use common::{
 };
 
 use crate::{
-    maps::{CONFIG, HANDSHAKE_STATS, HANDSHAKES, LOSS_STATS, REASON_STATS, TELEMETRY},
+    flow_table::coarse_now,
+    maps::{BUDGET_SCRATCH, CONFIG, HANDSHAKE_STATS, HANDSHAKES, LOSS_STATS, REASON_STATS, TELEMETRY},
     packet::raw,
 };
 
@@ -101,8 +102,35 @@ pub fn refused(key: &FlowKey, parties: &Parties, reason: Reason, at: At) {
     record_refusal(key, parties, reason as u32, at.role as u32 | (at.inbound as u32) << 8 | (at.by_peer as u32) << 16);
 }
 
+/// Records of refusals made in a tick.
+#[repr(C)]
+pub struct Budget {
+    tick_ns: u64,
+    records: u64,
+}
+
+/// Whether this CPU may record one more refusal. Under a flood a record costs more than the refusal itself, and pushes out of
+/// the ring what the next one would not tell anew.
+#[inline(always)]
+fn may_record() -> bool {
+    let Some(budget) = BUDGET_SCRATCH.get_ptr_mut(0) else { return true };
+    // SAFETY: this CPU's slot; a program that interrupts another here costs at most a miscounted record.
+    let budget = unsafe { &mut *budget };
+    let tick = coarse_now();
+    if budget.tick_ns != tick {
+        budget.tick_ns = tick;
+        budget.records = 0;
+    }
+    budget.records += 1;
+    budget.records <= abi::RECORDS_A_TICK
+}
+
 #[inline(never)]
 fn record_refusal(key: &FlowKey, parties: &Parties, reason: u32, at: u32) {
+    if !may_record() {
+        count(abi::LOSS_RECORD_LIMIT);
+        return;
+    }
     let Some(mut entry) = TELEMETRY.reserve(0) else {
         count(abi::LOSS_TELEMETRY_RING);
         return;

@@ -13,7 +13,7 @@ use crate::{
 #[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
     let Some(config) = config() else { return PASS };
-    if own(&ctx, config, is_pu_interface(&ctx)) { PASS } else { outbound(&ctx, config, Source::Socket) }
+    if own(&ctx, config, true) { PASS } else { outbound(&ctx, config, Source::Socket) }
 }
 
 #[classifier]
@@ -23,12 +23,12 @@ pub fn tc_pu_egress(ctx: TcContext) -> i32 {
 }
 
 /// Whether the enforcer itself made or already judged this packet. The mark is random for each load and taken off by the
-/// last program that looks: `more` says that another one follows.
+/// last program that looks: where a PU is behind the interface, the first of two leaves it.
 #[inline(always)]
-pub fn own(ctx: &TcContext, config: &Config, more: bool) -> bool {
+pub fn own(ctx: &TcContext, config: &Config, first: bool) -> bool {
     // SAFETY: the context is valid for the whole program.
     let marked = unsafe { (*ctx.skb.skb).mark } == config.mark && config.mark != 0;
-    if marked && !more {
+    if marked && !(first && is_pu_interface(ctx)) {
         ctx.skb.set_mark(0);
     }
     marked

@@ -17,7 +17,7 @@ use common::{
     verdict::{Interval, Pair, Run},
 };
 
-use crate::packet::Parsed;
+use crate::{emit::Budget, packet::Parsed};
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -82,6 +82,9 @@ pub static FLOW_SCRATCH: PerCpuArray<Flow, 1> = PerCpuArray::new();
 /// recognised by its mark before it would write here.
 #[btf_map]
 pub static PACKET_SCRATCH: PerCpuArray<Parsed, 1> = PerCpuArray::new();
+/// Records of refusals this CPU has made in the present tick.
+#[btf_map]
+pub static BUDGET_SCRATCH: PerCpuArray<Budget, 1> = PerCpuArray::new();
 /// Frames for the agent.
 #[btf_map]
 pub static HANDSHAKES: RingBuf<Held, 4194304> = RingBuf::new();
