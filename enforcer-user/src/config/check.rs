@@ -10,6 +10,7 @@ type Problem = (String, String);
 pub(super) fn check(config: &Config) -> Result<(), Problem> {
     names(config)?;
     identity(config)?;
+    config.tags.check()?;
     datapath(config)?;
     endpoints(config)
 }

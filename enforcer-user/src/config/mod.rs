@@ -5,6 +5,7 @@
 mod check;
 mod error;
 mod policy_text;
+mod tags;
 
 use std::{
     net::SocketAddr,
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use error::ConfigError;
 pub(crate) use error::plain as error_text;
 pub use policy_text::{PolicyReadError, PolicyText};
+pub use tags::Tags;
 
 /// Where the agent looks without `--config`.
 pub const DEFAULT_FILE: &str = "/etc/enforcer/enforcer.toml";
@@ -36,6 +38,8 @@ pub struct Config {
     pub identity: Identity,
     /// Where the policy lies.
     pub policy: Policy,
+    /// Which tags travel.
+    pub tags: Tags,
     /// What the kernel programs do and how large their maps are.
     pub datapath: Datapath,
     /// Places in the file system.
@@ -201,6 +205,7 @@ impl Default for Config {
             namespace: "/default".into(),
             identity: Identity::default(),
             policy: Policy::default(),
+            tags: Tags::default(),
             datapath: Datapath::default(),
             paths: Paths::default(),
             metrics: Metrics::default(),

@@ -13,7 +13,7 @@ use ring::{digest, rand::SystemRandom, signature::EcdsaKeyPair};
 
 use super::{
     keys::OwnIdentity,
-    profile::{ProfileError, TrustProfile},
+    profile::{ProfileError, Tags, TrustProfile},
     verify::CredentialError,
 };
 
@@ -89,6 +89,17 @@ pub fn prepare(own: &OwnIdentity, profile: &TrustProfile) -> Result<PreparedCred
         expires: profile.expires.min(own.not_after()),
         epoch: profile.prekey.epoch,
     })
+}
+
+/// Bytes that tags may take in the JSON of `profile`, whose own tags are not looked at.
+///
+/// # Errors
+/// If the rest of the profile is malformed.
+pub fn room_for_tags(own: &OwnIdentity, profile: &TrustProfile) -> Result<usize, PrepareError> {
+    let bare = TrustProfile { tags: Tags::new(), ..profile.clone() }.to_json()?;
+    let reserve = "65535".len() - profile.handle.to_string().len();
+    let fixed = HEADER_LEN + own.certificate().len() + bare.len() + reserve + SIGNATURE_LEN;
+    Ok(CREDENTIAL_MAX.saturating_sub(fixed))
 }
 
 impl PreparedCredential {

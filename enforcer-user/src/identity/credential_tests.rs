@@ -69,6 +69,17 @@ fn a_profile_too_large_is_refused_by_the_byte() {
 }
 
 #[test]
+fn the_room_for_tags_is_what_fits() {
+    let own = enforcer(&authority("Test CA"), &options("h1"));
+    let mut profile = TrustProfile { handle: 1, ..profile(own.id(), prekey()) };
+    let room = room_for_tags(&own, &profile).unwrap();
+    assert!(room > 300, "{room}");
+    profile.tags = [("big".to_owned(), ["x".repeat(room - 6)].into())].into();
+    assert_eq!(prepare(&own, &profile).unwrap().bytes().len(), CREDENTIAL_MAX - 4);
+    assert_eq!(room_for_tags(&own, &profile).unwrap(), room);
+}
+
+#[test]
 fn only_its_own_profiles_are_signed() {
     let authority = authority("Test CA");
     let (one, two) = (enforcer(&authority, &options("h1")), enforcer(&authority, &options("h2")));
