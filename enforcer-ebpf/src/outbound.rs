@@ -68,14 +68,19 @@ pub fn outbound(ctx: &TcContext, config: &Config, source: Source) -> i32 {
         Lookup::Elsewhere => PASS,
         Lookup::Ours(flow) if !opening => of_flow(&packet, flow),
         // A SYN on a known tuple is attributed like any other: whoever sends it gets no identity from the flow.
-        Lookup::Ours(_) | Lookup::None => {
-            let pu = source.sender(ctx);
-            if pu == UNMANAGED {
-                return unmanaged(&packet, opening);
-            }
-            if opening { open(&packet, pu) } else { stray(&packet, pu) }
-        }
+        Lookup::Ours(flow) => unowned(&packet, opening, Some(flow)),
+        Lookup::None => unowned(&packet, opening, None),
     }
+}
+
+/// A packet whose sender no flow tells.
+#[inline(always)]
+fn unowned(packet: &Packet, opening: bool, existing: Option<&mut Flow>) -> i32 {
+    let pu = packet.source.sender(packet.ctx);
+    if pu == UNMANAGED {
+        return unmanaged(packet, opening);
+    }
+    if opening { open(packet, pu, existing) } else { stray(packet, pu) }
 }
 
 #[inline(always)]

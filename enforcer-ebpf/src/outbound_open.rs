@@ -13,7 +13,7 @@ use crate::{
     attribute::{ifindex, pu_info},
     cleared::cleared,
     emit::{Parties, count_handshake, count_reason, now},
-    flow_table::{Lookup, account_out, coarse_now, enter, find, remove},
+    flow_table::{account_out, coarse_now, enter, remove},
     judge::judge,
     maps::{CREDENTIALS, KNOWN_TO_PEER, NETWORKS, PEER_ADDRS, SESSIONS},
     outbound::{PASS, Packet, refuse_locally},
@@ -24,10 +24,10 @@ use crate::{
 const LOOPBACK: u32 = 1;
 
 #[inline(never)]
-pub fn open(packet: &Packet, pu: u32) -> i32 {
+pub fn open(packet: &Packet, pu: u32, existing: Option<&mut Flow>) -> i32 {
     cleared!(parties: Parties);
     parties.pu = pu;
-    match try_open(packet, pu, parties) {
+    match try_open(packet, pu, existing, parties) {
         Ok(()) => PASS,
         Err(reason) => {
             remove(packet.key);
@@ -37,7 +37,7 @@ pub fn open(packet: &Packet, pu: u32) -> i32 {
 }
 
 #[inline(always)]
-fn try_open(packet: &Packet, pu: u32, parties: &mut Parties) -> Result<(), Reason> {
+fn try_open(packet: &Packet, pu: u32, existing: Option<&mut Flow>, parties: &mut Parties) -> Result<(), Reason> {
     let info =
         pu_info(pu).ok_or(if pu == common::abi::PU_TOO_DEEP { Reason::TooDeep } else { Reason::NoCredential })?;
     parties.local_identity = info.identity;
@@ -52,8 +52,8 @@ fn try_open(packet: &Packet, pu: u32, parties: &mut Parties) -> Result<(), Reaso
         return Err(Reason::OutsideIdentityNetworks);
     }
     match known_session(packet, info) {
-        Some((index, session)) => resume(packet, pu, info, index, session, parties),
-        None => hello(packet, pu, info),
+        Some((index, session)) => resume(packet, pu, info, existing, index, session, parties),
+        None => hello(packet, pu, info, existing),
     }
 }
 
@@ -122,6 +122,7 @@ fn resume(
     packet: &Packet,
     pu: u32,
     info: &Pu,
+    existing: Option<&mut Flow>,
     index: u32,
     session: &Session,
     parties: &mut Parties,
@@ -129,13 +130,13 @@ fn resume(
     parties.session = index;
     let transcript = Transcript { sender_isn: packet.tcp.seq, ..Transcript::default() };
     let option = sealed(&session.key_out, RESUME, 0, info.handle, session.peer_index, &transcript);
-    depart(packet, pu, info, index, PATH_RESUME, &option, None)
+    depart(packet, pu, info, existing, index, &option, None)
 }
 
 #[inline(always)]
-fn hello(packet: &Packet, pu: u32, info: &Pu) -> Result<(), Reason> {
+fn hello(packet: &Packet, pu: u32, info: &Pu, existing: Option<&mut Flow>) -> Result<(), Reason> {
     let (option, credential) = introduction(info)?;
-    depart(packet, pu, info, 0, PATH_HELLO, &option, Some(credential))
+    depart(packet, pu, info, existing, 0, &option, Some(credential))
 }
 
 /// Option and credential of a first contact.
@@ -154,12 +155,13 @@ fn depart(
     packet: &Packet,
     pu: u32,
     info: &Pu,
+    existing: Option<&mut Flow>,
     session: u32,
-    path: u8,
     option: &OptionBytes,
     credential: Option<&Credential>,
 ) -> Result<(), Reason> {
-    match repeated(packet) {
+    let path = if session == 0 { PATH_HELLO } else { PATH_RESUME };
+    match existing.filter(|flow| is_repeated(packet, flow)) {
         Some(flow) => {
             if flow.state == SYN_SENT {
                 flow.path = path;
@@ -183,15 +185,10 @@ fn depart(
     Ok(())
 }
 
-/// The flow of a SYN that is sent again: its answer may be with the agent this very moment, so it is not entered anew.
+/// Whether this SYN is sent again: its answer may be with the agent this very moment, so the flow is not entered anew.
 #[inline(always)]
-fn repeated(packet: &Packet) -> Option<&'static mut Flow> {
-    match find(packet.key, packet.source.interface(packet.ctx)) {
-        Lookup::Ours(flow) if flow.role == CLIENT && flow.local_isn == packet.tcp.seq && flow.state != CUT => {
-            Some(flow)
-        }
-        _ => None,
-    }
+fn is_repeated(packet: &Packet, flow: &Flow) -> bool {
+    flow.role == CLIENT && flow.local_isn == packet.tcp.seq && flow.state != CUT
 }
 
 #[inline(always)]
