@@ -1,6 +1,6 @@
 //! Connections and streams, arm against arm.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tests::{Host, Outcome};
 
 use super::arms::{Arm, Guard, Sizes};
@@ -31,7 +31,13 @@ pub fn enforced(plan: &Plan, tools: &Tools, rows: &mut Rows) -> Result<()> {
     {
         rows.add(name, OF_BARE, &shares(&load(plan, &arms, kind, args)?, 1));
     }
+    let ends = [("first_contact_client_us", &enforced.a), ("first_contact_server_us", &enforced.b)];
+    let before = ends.map(|(_, host)| decided(host));
     rows.add("first_contact_added_us", "µs", &first_contacts(plan, &bare, &enforced)?);
+    for ((name, host), before) in ends.into_iter().zip(before) {
+        let (before, after) = (before?, decided(host)?);
+        rows.add(name, "µs", &[1e6 * (after.0 - before.0) / (after.1 - before.1)]);
+    }
     inside::programs(plan, tools, &enforced, rows)?;
     profile::show(&enforced)
 }
@@ -54,6 +60,16 @@ fn first_contacts(plan: &Plan, bare: &Arm, enforced: &Arm) -> Result<Vec<f64>> {
         Ok(micros[micros.len() / 2] as f64)
     })?;
     Ok(rounds.iter().map(|micros| micros[1] - micros[0]).collect())
+}
+
+/// Seconds that an agent has spent on first contacts, from the frame's capture to its return, and their number.
+fn decided(host: &Host) -> Result<(f64, f64)> {
+    let page = host.connect("127.0.0.1:9464", &["--http", "/metrics", "--timeout", "5000"])?.reply;
+    let read = |name: &str| {
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok()).with_context(|| format!("{} shows no {name}", host.name()))
+    };
+    Ok((read("enforcer_first_contact_seconds_sum")?, read("enforcer_first_contact_seconds_count")?))
 }
 
 /// Makes a host's enforcer forget its sessions and every credential it has checked.
