@@ -176,7 +176,7 @@ impl<'a> World<'a> {
     }
 
     fn decide(&self, subject: &Identity, object: &Identity, protocol: u8, port: u16) -> Decision {
-        evaluate(self.compiled.rules(), subject, object, protocol, port)
+        evaluate(self.compiled.rules(), subject, object, protocol, port, self.compiled.now())
     }
 
     /// What the rules say of opening a connection to, or from, this very address.

@@ -8,6 +8,7 @@
 mod delta;
 mod diff;
 mod external;
+mod level;
 mod pair;
 mod side_index;
 mod store;

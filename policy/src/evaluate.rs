@@ -2,69 +2,131 @@
 //!
 //! The compiled form must agree with this on every input; where they differ, this is right.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
-use crate::model::{Action, Identity, PolicyRule, RuleId, rule_applies};
+use crate::consent::{Answer, Answers, Outcome};
+use crate::model::{Action, Identity, Moment, Namespace, PolicyRule, RuleId, Tier, Verb};
 
 /// What the rules say of one connection attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Decision {
     /// Enforced action.
     pub action: Action,
-    /// The rule named as the reason: the lowest number among the matching rules of the action.
-    /// `None` when no rule matched and the default refused.
+    /// The rule named as the reason: the lowest number among the rules that decided for a namespace as the action
+    /// says. `None` when the default refused.
     pub rule: Option<RuleId>,
-    /// Some matching rule of the action asks for a log entry.
+    /// Some rule that decided so asks for a log entry.
     pub log: bool,
-    /// Some matching allow rule demands encryption. Always false on refusal.
+    /// Some rule that allowed demands encryption. Always false on refusal.
     pub encrypt: bool,
     /// What the action would be, and by which rule, if observe rules were enforced; `None` when it
     /// would be the same.
     pub observed: Option<(Action, RuleId)>,
 }
 
-/// Judges one connection attempt: `subject` opens to `port` of `object`.
+/// One of the two ends of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum End {
+    /// That of the PU which opens.
+    Egress,
+    /// That of the PU which is opened to.
+    Ingress,
+}
+
+/// Judges one connection attempt: `subject` opens to `port` of `object`, at the moment `now`.
 ///
-/// Deny beats allow, and what no rule allows is denied. Observe rules change nothing: with them
-/// enforced beside the others, the outcome is compared, and reported if it differs.
+/// Each PU's end is judged by every namespace on the way from the root to the PU; see [`answers`]. One refusal
+/// refuses, and so does one namespace that allows something, but not this. With observe rules enforced beside the
+/// others, the outcome is compared, and reported if it differs.
 pub fn evaluate<'a>(
     rules: impl IntoIterator<Item = (RuleId, &'a PolicyRule)>,
     subject: &Identity,
     object: &Identity,
     protocol: u8,
     port: u16,
+    now: Moment,
 ) -> Decision {
-    let matching: Vec<(RuleId, &PolicyRule)> =
-        rules.into_iter().filter(|(_, rule)| matches(rule, subject, object, protocol, port)).collect();
-    let of = |action: Action, observe: bool| {
-        matching.iter().filter(move |(_, rule)| rule.rule().action == action && rule.rule().observe == observe)
-    };
-    let first = |action: Action, observe: bool| of(action, observe).map(|(id, _)| *id).min();
-
-    let (action, rule) = match (first(Action::Deny, false), first(Action::Allow, false)) {
-        (Some(deny), _) => (Action::Deny, Some(deny)),
-        (None, Some(allow)) => (Action::Allow, Some(allow)),
-        (None, None) => (Action::Deny, None),
-    };
-    let observed = match (first(Action::Deny, true), first(Action::Allow, true)) {
-        (Some(deny), _) => (action == Action::Allow).then_some((Action::Deny, deny)),
-        // An observed allow would not lift an enforced deny, only the default.
-        (None, Some(allow)) => rule.is_none().then_some((Action::Allow, allow)),
-        (None, None) => None,
-    };
-    Decision {
-        action,
-        rule,
-        log: of(action, false).any(|(_, rule)| rule.rule().log),
-        encrypt: action == Action::Allow && of(action, false).any(|(_, rule)| rule.rule().encrypt),
-        observed,
-    }
+    let rules: Vec<(RuleId, &PolicyRule)> = rules.into_iter().collect();
+    answers(&rules, subject, object, protocol, port, now).values().copied().collect::<Answers>().decide()
 }
 
-/// True when the rule has a say in this attempt.
+/// What every namespace answers that has rules and holds one of the PUs, for that PU's end.
+pub fn answers<'a>(
+    rules: &[(RuleId, &'a PolicyRule)],
+    subject: &Identity,
+    object: &Identity,
+    protocol: u8,
+    port: u16,
+    now: Moment,
+) -> BTreeMap<(&'a Namespace, End), Answer> {
+    let mut asked: BTreeMap<(&Namespace, End), Vec<(RuleId, &PolicyRule)>> = BTreeMap::new();
+    for &(id, rule) in rules {
+        for (end, identity) in [(End::Egress, subject), (End::Ingress, object)] {
+            if concerns(rule, end, identity) {
+                asked.entry((rule.namespace(), end)).or_default().push((id, rule));
+            }
+        }
+    }
+    let matching = |rules: &[(RuleId, &'a PolicyRule)]| -> Vec<(RuleId, &'a PolicyRule)> {
+        let holds = |rule: &PolicyRule| !rule.rule().is_expired(now) && matches(rule, subject, object, protocol, port);
+        rules.iter().filter(|(_, rule)| holds(rule)).copied().collect()
+    };
+    asked
+        .into_iter()
+        .map(|(key, rules)| {
+            let enforced: Vec<_> = rules.iter().filter(|(_, rule)| !rule.rule().observe).copied().collect();
+            let bounds = |rules: &[(RuleId, &PolicyRule)]| {
+                rules.iter().filter(|(_, rule)| rule.rule().verb == Verb::Allow).map(|(id, _)| *id).min()
+            };
+            let answer = Answer {
+                enforced: outcome(&matching(&enforced), bounds(&enforced).is_some()),
+                observed: outcome(&matching(&rules), bounds(&rules).is_some()),
+                bounded_by: bounds(&rules).unwrap_or_default(),
+            };
+            (key, answer)
+        })
+        .collect()
+}
+
+/// True when the rule speaks for this end of this identity.
+pub fn concerns(rule: &PolicyRule, end: End, identity: &Identity) -> bool {
+    let speaks = match end {
+        End::Egress => rule.rule().ends.egress(),
+        End::Ingress => rule.rule().ends.ingress(),
+    };
+    speaks && identity.namespace().is_some_and(|namespace| rule.namespace().contains(namespace))
+}
+
+/// True when the rule's sides and ports mean this attempt.
 pub fn matches(rule: &PolicyRule, subject: &Identity, object: &Identity, protocol: u8, port: u16) -> bool {
-    rule_applies(rule.namespace(), subject, object)
-        && rule.rule().subject.matches(subject)
-        && rule.rule().object.matches(object)
-        && rule.rule().covers(protocol, port)
+    rule.rule().subject.matches(subject) && rule.rule().object.matches(object) && rule.rule().covers(protocol, port)
+}
+
+/// What one namespace's matching rules say: tier after tier, until one answers.
+fn outcome(matching: &[(RuleId, &PolicyRule)], bounds: bool) -> Outcome {
+    let ordered = |baseline: bool| {
+        matching
+            .iter()
+            .filter(|(_, rule)| rule.tier().is_ordered() && matches!(rule.tier(), Tier::Baseline(_)) == baseline)
+            .min_by_key(|(id, rule)| (rule.precedence(), *id))
+    };
+    let normal = |verb: Verb| {
+        let all = || matching.iter().filter(move |(_, rule)| rule.tier() == Tier::Normal && rule.rule().verb == verb);
+        let first = all().map(|(id, _)| *id).min()?;
+        let log = all().any(|(_, rule)| rule.rule().log);
+        let encrypt = all().any(|(_, rule)| rule.rule().encrypt);
+        Outcome::of(verb, first, log, encrypt)
+    };
+    let first = |found: Option<&(RuleId, &PolicyRule)>| {
+        let (id, rule) = found?;
+        Outcome::of(rule.rule().verb, *id, rule.rule().log, rule.rule().encrypt)
+    };
+    first(ordered(false))
+        .or_else(|| normal(Verb::Deny))
+        .or_else(|| normal(Verb::Allow))
+        .or_else(|| first(ordered(true)))
+        .unwrap_or(if bounds { Outcome::Withheld } else { Outcome::Silent })
 }

@@ -1,12 +1,15 @@
 //! Why a connection is allowed or denied, and why no other rule decided.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
-use crate::evaluate::{evaluate, matches};
+use crate::consent::{Answer, Answers, Outcome};
+use crate::evaluate::{Decision, End, answers, concerns, matches};
 use crate::model::{
-    Action, Clause, Identity, Location, Operator, PolicyRule, PortRange, RuleId, Selector, Side, rule_applies,
+    Action, Clause, Ends, Identity, Location, Moment, Namespace, Operator, PolicyRule, PortRange, RuleId, Selector,
+    Side, Tier, Verb,
 };
 
 /// At most so many rules that did not decide are listed.
@@ -28,10 +31,27 @@ pub struct Explanation {
     pub encrypt: bool,
     /// The action if observe rules were enforced, where that differs, and the rule to thank.
     pub observed: Option<Observed>,
+    /// What each namespace asked said of it, from the root down; where one with allow rules did not allow it, that is
+    /// why it is denied.
+    pub namespaces: Vec<NamespaceAnswer>,
     /// Rules that did not decide though they match at least one end, the closest first.
     pub others: Vec<Other>,
     /// How many more of those there are than listed.
     pub others_omitted: usize,
+}
+
+/// What one namespace said for one end of the connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NamespaceAnswer {
+    /// The namespace.
+    pub namespace: String,
+    /// For the end of the PU that opens, or of the one opened to.
+    pub end: End,
+    /// What it said.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    /// Full name of the rule that decided for it.
+    pub name: Option<String>,
 }
 
 /// A rule as it is shown.
@@ -39,8 +59,12 @@ pub struct Explanation {
 pub struct Cited {
     /// Its number.
     pub id: RuleId,
-    /// Its full name.
+    /// Its full name: that of its policy and its own.
     pub name: String,
+    /// Where its policy lives.
+    pub namespace: String,
+    /// Tier of its policy, with the priority where it has one.
+    pub tier: String,
     /// Its canonical text, without the name.
     pub text: String,
     /// Where it stands.
@@ -79,6 +103,23 @@ pub enum Reason {
         /// The rule named.
         by: RuleId,
     },
+    /// It matches, but another is asked before it: of an earlier tier, a smaller priority, or higher up in its policy.
+    Outranked {
+        /// That rule.
+        by: RuleId,
+    },
+    /// It matches and leaves the decision to the next tier.
+    Passed,
+    /// It allows the connection, but these namespaces of either PU allow others only.
+    Withheld {
+        /// The namespaces.
+        by: Vec<String>,
+    },
+    /// Its time is over.
+    Expired {
+        /// When it ended.
+        until: Moment,
+    },
     /// It matches, but is only observed.
     ObserveOnly {
         /// What it says.
@@ -89,10 +130,12 @@ pub enum Reason {
         /// What it covers.
         covers: String,
     },
-    /// It is of a namespace that neither end lives in or beneath.
+    /// It is of a namespace that no end it speaks for lives in or beneath.
     Namespace {
         /// The rule's namespace.
         namespace: String,
+        /// The ends it speaks for.
+        ends: Ends,
     },
     /// The subject is not as it demands.
     Subject {
@@ -106,35 +149,29 @@ pub enum Reason {
     },
 }
 
-/// Explains the decision for `subject` opening to `port` of `object` under a set of rules.
+/// Explains the decision for `subject` opening to `port` of `object` under a set of rules, at the moment `now`.
 pub fn explain<'a>(
     rules: impl IntoIterator<Item = (RuleId, &'a PolicyRule)>,
     subject: &Identity,
     object: &Identity,
     protocol: u8,
     port: u16,
+    now: Moment,
 ) -> Explanation {
     let rules: Vec<(RuleId, &PolicyRule)> = rules.into_iter().collect();
-    let decision = evaluate(rules.iter().copied(), subject, object, protocol, port);
-    let cite = |wanted: RuleId| {
-        let found = rules.iter().find(|(id, _)| *id == wanted);
-        found.map(|(id, rule)| Cited::new(*id, rule))
-    };
+    let answers = answers(&rules, subject, object, protocol, port, now);
+    let decision = answers.values().copied().collect::<Answers>().decide();
+    let attempt = Attempt { rules: &rules, subject, object, protocol, port, now, answers: &answers, decision };
+    let cite = |wanted: RuleId| attempt.rule(wanted).map(|rule| Cited::new(wanted, rule));
 
     let deciders = [decision.rule, decision.observed.map(|(_, id)| id)];
-    let mut others: Vec<(usize, RuleId, &PolicyRule, Vec<Reason>)> = rules
+    let mut others: Vec<(usize, RuleId, &PolicyRule)> = rules
         .iter()
         .filter(|(id, _)| !deciders.contains(&Some(*id)))
         .filter(|(_, rule)| rule.rule().subject.matches(subject) || rule.rule().object.matches(object))
-        .map(|&(id, rule)| {
-            let reasons = match matches(rule, subject, object, protocol, port) {
-                true => vec![overruled(rule, &decision)],
-                false => mismatches(rule, subject, object, protocol, port),
-            };
-            (distance(&reasons), id, rule, reasons)
-        })
+        .map(|&(id, rule)| (attempt.distance(rule), id, rule))
         .collect();
-    others.sort_by_key(|(distance, id, ..)| (*distance, *id));
+    others.sort_unstable_by_key(|(distance, id, _)| (*distance, *id));
     let others_omitted = others.len().saturating_sub(MAX_OTHERS);
     others.truncate(MAX_OTHERS);
 
@@ -148,52 +185,159 @@ pub fn explain<'a>(
             let rule = cite(id)?;
             Some(Observed { action, rule })
         }),
+        namespaces: attempt.namespaces(),
         others: others
             .into_iter()
-            .map(|(_, id, rule, reasons)| Other { rule: Cited::new(id, rule), reasons })
+            .map(|(_, id, rule)| Other { rule: Cited::new(id, rule), reasons: attempt.reasons(id, rule) })
             .collect(),
         others_omitted,
     }
 }
 
-/// Why a rule that matches did not decide.
-fn overruled(rule: &PolicyRule, decision: &crate::evaluate::Decision) -> Reason {
-    let rule = rule.rule();
-    match decision.rule {
-        _ if rule.observe => Reason::ObserveOnly { would: rule.action },
-        Some(by) if rule.action == decision.action => Reason::SameOutcome { by },
-        by => Reason::OverriddenByDeny { by: by.unwrap_or(RuleId::NONE) },
-    }
+/// What is explained, and what came of it.
+struct Attempt<'a> {
+    rules: &'a [(RuleId, &'a PolicyRule)],
+    subject: &'a Identity,
+    object: &'a Identity,
+    protocol: u8,
+    port: u16,
+    now: Moment,
+    answers: &'a BTreeMap<(&'a Namespace, End), Answer>,
+    decision: Decision,
 }
 
-fn mismatches(rule: &PolicyRule, subject: &Identity, object: &Identity, protocol: u8, port: u16) -> Vec<Reason> {
-    let mut reasons = Vec::new();
-    let body = rule.rule();
-    if !body.covers(protocol, port) {
-        let covers: Vec<String> = body.ports.iter().map(PortRange::to_string).collect();
-        reasons.push(Reason::Port { covers: covers.join(" ") });
+impl Attempt<'_> {
+    fn rule(&self, wanted: RuleId) -> Option<&PolicyRule> {
+        self.rules.iter().find(|(id, _)| *id == wanted).map(|(_, rule)| *rule)
     }
-    if !rule_applies(rule.namespace(), subject, object) {
-        reasons.push(Reason::Namespace { namespace: rule.namespace().to_string() });
-    }
-    if !body.subject.matches(subject) {
-        reasons.push(Reason::Subject { failed: failures(&body.subject, subject) });
-    }
-    if !body.object.matches(object) {
-        reasons.push(Reason::Object { failed: failures(&body.object, object) });
-    }
-    reasons
-}
 
-/// How far a rule was from deciding, for the order in which rules are shown.
-fn distance(reasons: &[Reason]) -> usize {
-    let weight = |reason: &Reason| match reason {
-        Reason::OverriddenByDeny { .. } | Reason::SameOutcome { .. } => 0,
-        Reason::ObserveOnly { .. } => 0,
-        Reason::Port { .. } | Reason::Namespace { .. } => 1,
-        Reason::Subject { failed } | Reason::Object { failed } => 1 + failed.len(),
-    };
-    reasons.iter().map(weight).sum()
+    fn matches(&self, rule: &PolicyRule) -> bool {
+        matches(rule, self.subject, self.object, self.protocol, self.port)
+    }
+
+    /// The ends a rule speaks for, of PUs that live where it holds.
+    fn ends(&self, rule: &PolicyRule) -> Vec<End> {
+        [(End::Egress, self.subject), (End::Ingress, self.object)]
+            .into_iter()
+            .filter(|(end, identity)| concerns(rule, *end, identity))
+            .map(|(end, _)| end)
+            .collect()
+    }
+
+    fn namespaces(&self) -> Vec<NamespaceAnswer> {
+        self.answers
+            .iter()
+            .map(|((namespace, end), answer)| NamespaceAnswer {
+                namespace: namespace.to_string(),
+                end: *end,
+                outcome: answer.enforced,
+                name: answer.enforced.rule().and_then(|id| self.rule(id)).map(PolicyRule::full_name),
+            })
+            .collect()
+    }
+
+    /// How far a rule was from deciding, for the order in which rules are shown.
+    fn distance(&self, rule: &PolicyRule) -> usize {
+        let body = rule.rule();
+        let side = |side: &Side, identity: &Identity| match (side.matches(identity), side, identity) {
+            (true, ..) => 0,
+            (false, Side::Tags(selector), Identity::Pu { tags, .. }) => {
+                let failed = |clauses: &Vec<Clause>| clauses.iter().filter(|clause| !clause.matches(tags)).count();
+                1 + selector.alternatives.iter().map(failed).min().unwrap_or(0)
+            }
+            (false, ..) => 2,
+        };
+        usize::from(!body.covers(self.protocol, self.port))
+            + usize::from(self.ends(rule).is_empty())
+            + usize::from(body.is_expired(self.now))
+            + side(&body.subject, self.subject)
+            + side(&body.object, self.object)
+    }
+
+    fn reasons(&self, id: RuleId, rule: &PolicyRule) -> Vec<Reason> {
+        let mut reasons = Vec::new();
+        let body = rule.rule();
+        if let Some(until) = body.until.filter(|_| body.is_expired(self.now)) {
+            reasons.push(Reason::Expired { until });
+        }
+        if !body.covers(self.protocol, self.port) {
+            let covers: Vec<String> = body.ports.iter().map(PortRange::to_string).collect();
+            reasons.push(Reason::Port { covers: covers.join(" ") });
+        }
+        if self.ends(rule).is_empty() {
+            reasons.push(Reason::Namespace { namespace: rule.namespace().to_string(), ends: body.ends });
+        }
+        if !body.subject.matches(self.subject) {
+            reasons.push(Reason::Subject { failed: failures(&body.subject, self.subject) });
+        }
+        if !body.object.matches(self.object) {
+            reasons.push(Reason::Object { failed: failures(&body.object, self.object) });
+        }
+        if reasons.is_empty() {
+            reasons.push(self.overruled(id, rule));
+        }
+        reasons
+    }
+
+    /// Why a rule that matches did not decide.
+    fn overruled(&self, id: RuleId, rule: &PolicyRule) -> Reason {
+        if let (true, Some(would)) = (rule.rule().observe, rule.rule().verb.action()) {
+            return Reason::ObserveOnly { would };
+        }
+        let ends = self.ends(rule);
+        let said = |end: &End| self.answers.get(&(rule.namespace(), *end)).and_then(|answer| answer.enforced.rule());
+        if ends.iter().any(|end| said(end) == Some(id)) {
+            return self.overruled_elsewhere(rule);
+        }
+        for end in &ends {
+            if let Some(by) = self.before(id, rule, *end) {
+                return Reason::Outranked { by };
+            }
+        }
+        match ends.iter().find_map(said) {
+            _ if rule.rule().verb == Verb::Pass => Reason::Passed,
+            Some(by) if self.rule(by).is_some_and(|other| other.rule().verb == rule.rule().verb) => {
+                Reason::SameOutcome { by }
+            }
+            by => Reason::OverriddenByDeny { by: by.unwrap_or(RuleId::NONE) },
+        }
+    }
+
+    /// Of a rule that decided for its own namespace.
+    fn overruled_elsewhere(&self, rule: &PolicyRule) -> Reason {
+        match self.decision.rule {
+            Some(by) if rule.rule().verb.action() == Some(self.decision.action) => Reason::SameOutcome { by },
+            Some(by) => Reason::OverriddenByDeny { by },
+            None => {
+                let withheld = self.answers.iter().filter(|(_, answer)| answer.enforced == Outcome::Withheld);
+                let mut by: Vec<String> = withheld.map(|((namespace, _), _)| namespace.to_string()).collect();
+                by.dedup();
+                Reason::Withheld { by }
+            }
+        }
+    }
+
+    /// The rule that is asked before this one and kept it from being asked.
+    fn before(&self, id: RuleId, rule: &PolicyRule, end: End) -> Option<RuleId> {
+        let rival = |other: &PolicyRule| {
+            other.namespace() == rule.namespace()
+                && concerns(other, end, if end == End::Egress { self.subject } else { self.object })
+                && !other.rule().observe
+                && !other.rule().is_expired(self.now)
+                && self.matches(other)
+        };
+        let same_tier = |a: Tier, b: Tier| a.name() == b.name();
+        if rule.tier().is_ordered() {
+            let rivals = self.rules.iter().filter(|(_, other)| same_tier(other.tier(), rule.tier()) && rival(other));
+            let first = rivals.min_by_key(|(other_id, other)| (other.precedence(), *other_id)).map(|(first, _)| *first);
+            if first != Some(id) {
+                return first;
+            }
+        }
+        let decider = self.answers.get(&(rule.namespace(), end))?.enforced.rule()?;
+        let tier = self.rule(decider)?.tier();
+        (!same_tier(tier, rule.tier()) && rule.rule().verb != Verb::Pass).then_some(decider)
+    }
 }
 
 fn failures(side: &Side, identity: &Identity) -> Vec<String> {
@@ -213,9 +357,9 @@ fn failures(side: &Side, identity: &Identity) -> Vec<String> {
                 format!("{clause} (it has {found})")
             })
         }),
-        (Side::Net(networks), Identity::External { networks: covering }) => {
-            let list: Vec<String> = covering.iter().map(|net| net.to_string()).collect();
-            vec![format!("{networks} (it is in {})", list.join(", "))]
+        (Side::Net(meant), Identity::External { networks, names }) => {
+            let list: Vec<String> = networks.iter().map(ToString::to_string).chain(names.iter().cloned()).collect();
+            vec![format!("{meant} (it is in {})", list.join(", "))]
         }
         (side, Identity::Pu { .. }) => vec![format!("{side} (it is a PU)")],
         (side, Identity::External { .. }) => {
@@ -237,7 +381,14 @@ impl Cited {
     fn new(id: RuleId, rule: &PolicyRule) -> Self {
         let mut body = rule.rule().clone();
         body.name = None;
-        Self { id, name: rule.full_name(), text: body.to_string(), location: rule.location().clone() }
+        Self {
+            id,
+            name: rule.full_name(),
+            namespace: rule.namespace().to_string(),
+            tier: rule.tier().to_string(),
+            text: body.to_string(),
+            location: rule.location().clone(),
+        }
     }
 }
 
@@ -249,7 +400,20 @@ impl fmt::Display for Explanation {
         };
         match &self.rule {
             Some(rule) => writeln!(f, "{}: {verb} by {rule}\n    {}", self.target, rule.text)?,
-            None => writeln!(f, "{}: denied by default, no rule allows it", self.target)?,
+            None => {
+                let withheld = |end| {
+                    let names = self.namespaces.iter().filter(move |said| said.end == end);
+                    let names = names.filter(|said| said.outcome == Outcome::Withheld);
+                    names.map(|said| said.namespace.as_str()).collect::<Vec<_>>()
+                };
+                let mut by = [withheld(End::Egress), withheld(End::Ingress)].concat();
+                by.sort_unstable();
+                by.dedup();
+                match self.namespaces.iter().any(|said| matches!(said.outcome, Outcome::Accepted { .. })) {
+                    true => writeln!(f, "{}: denied by default, {} does not allow it", self.target, by.join(" and "))?,
+                    false => writeln!(f, "{}: denied by default, no rule allows it", self.target)?,
+                }
+            }
         }
         for (set, text) in [(self.log, "the connection is logged"), (self.encrypt, "its payload must be encrypted")] {
             if set {
@@ -259,6 +423,14 @@ impl fmt::Display for Explanation {
         if let Some(observed) = &self.observed {
             let (action, rule) = (observed.action, &observed.rule);
             writeln!(f, "  observed: would {action} by {rule}\n    {}", rule.text)?;
+        }
+        // With one namespace and one answer, all has been said.
+        let told = |said: &NamespaceAnswer| (said.namespace.clone(), said.outcome);
+        if self.namespaces.iter().any(|said| told(said) != told(&self.namespaces[0])) {
+            writeln!(f, "Asked:")?;
+            for said in &self.namespaces {
+                writeln!(f, "  {said}")?;
+            }
         }
         if !self.others.is_empty() {
             writeln!(f, "Did not decide:")?;
@@ -276,9 +448,33 @@ impl fmt::Display for Explanation {
     }
 }
 
+impl fmt::Display for NamespaceAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = match self.end {
+            End::Egress => "egress",
+            End::Ingress => "ingress",
+        };
+        write!(f, "{} for {end}: ", self.namespace)?;
+        let name = self.name.as_deref().unwrap_or_default();
+        match self.outcome {
+            Outcome::Accepted { rule, .. } => write!(f, "allowed by rule {rule} `{name}`"),
+            Outcome::Refused { rule, .. } => write!(f, "denied by rule {rule} `{name}`"),
+            Outcome::Withheld => f.write_str("allows others, not this"),
+            Outcome::Silent => f.write_str("nothing to say"),
+        }
+    }
+}
+
 impl fmt::Display for Cited {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rule {} `{}` ({})", self.id, self.name, self.location)
+        write!(f, "rule {} `{}`", self.id, self.name)?;
+        if self.namespace != "/" {
+            write!(f, " of {}", self.namespace)?;
+        }
+        if self.tier != Tier::Normal.name() {
+            write!(f, ", tier {}", self.tier)?;
+        }
+        write!(f, " ({})", self.location)
     }
 }
 
@@ -289,12 +485,20 @@ impl fmt::Display for Reason {
             Self::SameOutcome { by } => {
                 write!(f, "matches too; rule {by} is named for its lower number")
             }
+            Self::Outranked { by } => write!(f, "matches, but rule {by} is asked before it"),
+            Self::Passed => f.write_str("matches, and leaves the decision to the next tier"),
+            Self::Withheld { by } => write!(f, "allows it, but {} does not", by.join(" and ")),
+            Self::Expired { until } => write!(f, "expired at {until}"),
             Self::ObserveOnly { would } => {
                 write!(f, "matches and would {would}, but is only observed")
             }
             Self::Port { covers } => write!(f, "covers only {covers}"),
-            Self::Namespace { namespace } => {
+            Self::Namespace { namespace, ends: Ends::Both } => {
                 write!(f, "speaks only of {namespace}, where neither end lives")
+            }
+            Self::Namespace { namespace, ends } => {
+                let pu = if *ends == Ends::Egress { "subject" } else { "object" };
+                write!(f, "speaks only for PUs of {namespace}, where the {pu} does not live")
             }
             Self::Subject { failed } => write!(f, "subject fails {}", failed.join(", ")),
             Self::Object { failed } => write!(f, "object fails {}", failed.join(", ")),
@@ -324,7 +528,7 @@ rules:
         let numbered = rules.iter().zip(1..).map(|(rule, id)| (RuleId(id), &**rule));
         let subject = Identity::pu(Namespace::root(), subject.iter().copied());
         let object = Identity::pu(Namespace::root(), [("app", "b")]);
-        explain(numbered, &subject, &object, PortRange::TCP, port)
+        explain(numbered, &subject, &object, PortRange::TCP, port, Moment::START)
     }
 
     #[test]
@@ -381,7 +585,7 @@ rules:
         let rules = parse_file("p", &format!("name: p\nrules:\n{lines}")).unwrap();
         let numbered = rules.iter().zip(1..).map(|(rule, id)| (RuleId(id), &**rule));
         let pu = Identity::pu(Namespace::root(), [("app", "y")]);
-        let explanation = explain(numbered, &pu, &pu, PortRange::TCP, 1);
+        let explanation = explain(numbered, &pu, &pu, PortRange::TCP, 1, Moment::START);
         assert_eq!(explanation.others.len(), MAX_OTHERS);
         assert_eq!(explanation.others_omitted, 5);
         assert!(explanation.to_string().ends_with("and 5 more that match one end\n"));

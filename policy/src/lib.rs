@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod compile;
+pub mod consent;
 pub mod evaluate;
 pub mod explain;
 pub mod model;
@@ -20,8 +21,8 @@ pub use compile::{Capabilities, CompileError, Compiled, Delta, IdentityId, Inter
 pub use evaluate::{Decision, evaluate};
 pub use explain::{Explanation, explain};
 pub use model::{
-    Action, Clause, Identity, Location, Namespace, Networks, Operator, PolicyRule, PortRange, Rule, RuleId, Selector,
-    Side, Tags,
+    Action, Clause, DomainPattern, Ends, Head, Identity, Location, Moment, Namespace, Networks, Operator, PolicyRule,
+    PortRange, Rule, RuleId, Selector, Side, Tags, Tier, Verb,
 };
 pub use parse::{PolicyError, PolicyErrors, parse_file, parse_files, parse_rule, parse_side};
 pub use record::{FlowRecord, ObservedBy, ObservedVerdict, RECORD_VERSION, RecordEnd, RecordError, RecordProto, Role};

@@ -1,24 +1,30 @@
 //! What a policy is made of: rules, their sides, and the identities they speak about.
 
+mod domain;
+mod head;
 mod identity;
+mod moment;
 mod namespace;
 mod ports;
 mod rule;
 mod selector;
 
+pub use domain::{DomainError, DomainPattern};
+pub use head::{Head, Tier};
 pub use identity::{Identity, Tags};
-pub use namespace::{Namespace, NamespaceError, rule_applies};
+pub use moment::{Moment, MomentError};
+pub use namespace::{Namespace, NamespaceError};
 pub use ports::PortRange;
-pub use rule::{Action, Location, PolicyRule, Rule, RuleId};
+pub use rule::{Action, Ends, Location, PolicyRule, Rule, RuleId, Verb};
 pub use selector::{Clause, Networks, Operator, Selector, Side};
 
 /// True for words the rule line gives a meaning of its own; as a tag key they must be quoted.
 pub(crate) fn is_keyword(word: &str) -> bool {
-    const KEYWORDS: [&str; 15] = [
-        "allow", "and", "any", "deny", "encrypt", "except", "icmp", "icmp6", "in", "log", "net", "not", "observe",
-        "or", "tcp",
+    const KEYWORDS: [&str; 20] = [
+        "allow", "and", "any", "deny", "egress", "encrypt", "except", "icmp", "icmp6", "in", "ingress", "log", "net",
+        "not", "observe", "or", "pass", "tcp", "udp", "until",
     ];
-    KEYWORDS.contains(&word) || word == "udp"
+    KEYWORDS.contains(&word)
 }
 
 /// True for characters that need no quotes in a key or value.

@@ -6,7 +6,7 @@ mod line;
 mod yaml;
 mod yaml_tree;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 pub use error::{PolicyError, PolicyErrors};
@@ -49,6 +49,22 @@ pub fn parse_files<'a>(
                 format!(
                     "rule name `{}` is already taken at {}: expected a name that is unique within the policy",
                     rule.full_name(),
+                    first.location()
+                ),
+            ));
+        }
+    }
+    let mut ordered: HashMap<(&str, &str), &PolicyRule> = HashMap::new();
+    let mut told = HashSet::new();
+    for rule in rules.iter().filter(|rule| rule.tier().is_ordered()) {
+        let first = ordered.entry((rule.namespace().as_str(), rule.policy())).or_insert(rule);
+        if !Arc::ptr_eq(first.head(), rule.head()) && told.insert(Arc::as_ptr(rule.head())) {
+            errors.push(PolicyError::at(
+                rule.location(),
+                format!(
+                    "policy `{}` of the tier {} is given twice, first at {}: expected another name, so that the order of its rules is clear",
+                    rule.policy(),
+                    rule.tier().name(),
                     first.location()
                 ),
             ));

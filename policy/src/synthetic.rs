@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{Identity, Location, Namespace, PolicyRule};
+use crate::model::{Head, Identity, Location, Namespace, PolicyRule};
 use crate::parse::parse_rule;
 
 /// A policy of `rules` rules and `identities` PUs that it speaks about.
@@ -48,7 +48,7 @@ pub fn rule(n: u64, apps: u64) -> Arc<PolicyRule> {
     };
     rule.name = Some(format!("r{n}"));
     let location = Location { file: "synthetic".into(), line: n as u32 + 1, column: 1 };
-    Arc::new(PolicyRule::new("synthetic".into(), namespace, n as u32 + 1, location, rule))
+    Arc::new(PolicyRule::new(Arc::new(Head::new("synthetic", namespace)), n as u32 + 1, location, rule))
 }
 
 fn pu(n: u64, apps: u64) -> Identity {

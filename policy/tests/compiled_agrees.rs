@@ -5,7 +5,7 @@ mod support;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use policy::{Capabilities, Compiled, Delta, Identity, IdentityId, PairVerdict, PolicyRule, RuleId, evaluate};
+use policy::{Capabilities, Compiled, Delta, Identity, IdentityId, Moment, PairVerdict, PolicyRule, RuleId, evaluate};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -21,6 +21,7 @@ enum Change {
     Several(Vec<Arc<PolicyRule>>),
     SetIdentity(u32, Identity),
     RemoveIdentity(u32),
+    Advance(Moment),
 }
 
 fn change() -> impl Strategy<Value = Change> {
@@ -34,6 +35,7 @@ fn change() -> impl Strategy<Value = Change> {
         1 => vec(policy_rule(), 30..50).prop_map(Change::Several),
         2 => (0u32..6, pu()).prop_map(|(id, pu)| Change::SetIdentity(id, pu)),
         1 => (0u32..6).prop_map(Change::RemoveIdentity),
+        1 => (0u64..70).prop_map(|seconds| Change::Advance(Moment::from_unix(seconds))),
     ]
 }
 
@@ -84,15 +86,50 @@ impl World {
                 assert_eq!(self.compiled.remove_identity(IdentityId(id)), known);
                 return;
             }
+            Change::Advance(now) => return self.advance(now),
             _ => {}
         }
         self.update();
     }
 
+    fn advance(&mut self, now: Moment) {
+        let verdicts = self.verdicts();
+        let next = self.compiled.next_expiry();
+        let before = self.compiled.now();
+        let delta = self.compiled.advance(now);
+        assert_eq!(self.compiled.now(), now);
+        if before <= now {
+            assert_eq!(delta.is_empty(), next.is_none_or(|next| next > now), "{next:?} {now}");
+        }
+        self.check_unaffected(&delta, verdicts);
+    }
+
+    fn check_unaffected(&self, delta: &Delta, verdicts: Vec<((IdentityId, IdentityId), PairVerdict)>) {
+        for ((subject, object), verdict) in verdicts {
+            let known = |id| self.compiled.identity(id).is_some();
+            if known(subject) && known(object) && !delta.affects(subject, object) {
+                assert_eq!(verdict, self.compiled.pair(subject, object), "unaffected pair changed");
+            }
+        }
+    }
+
     fn update(&mut self) {
         let verdicts = self.verdicts();
         let names = |compiled: &Compiled| -> HashMap<RuleId, String> {
-            compiled.rules().map(|(id, rule)| (id, format!("{} {}", rule.namespace(), rule.rule()))).collect()
+            compiled
+                .rules()
+                .map(|(id, rule)| {
+                    (
+                        id,
+                        format!(
+                            "{:?} {:?} {}",
+                            rule.head(),
+                            rule.tier().is_ordered().then(|| rule.precedence().2),
+                            rule.rule()
+                        ),
+                    )
+                })
+                .collect()
         };
         let before = names(&self.compiled);
         let prefixes = self.compiled.external_prefixes();
@@ -102,12 +139,7 @@ impl World {
         assert_eq!(after.len(), self.rules.len());
         self.check_numbers(&delta, &before, &after);
         assert_eq!(delta.externals_changed, prefixes != self.compiled.external_prefixes());
-        for ((subject, object), verdict) in verdicts {
-            let known = |id| self.compiled.identity(id).is_some();
-            if known(subject) && known(object) && !delta.affects(subject, object) {
-                assert_eq!(verdict, self.compiled.pair(subject, object), "unaffected pair changed");
-            }
-        }
+        self.check_unaffected(&delta, verdicts);
     }
 
     fn check_numbers(&self, delta: &Delta, before: &HashMap<RuleId, String>, after: &HashMap<RuleId, String>) {
@@ -154,7 +186,8 @@ impl World {
                 };
                 check_form(&verdict);
                 for (protocol, port) in PROBES {
-                    let expected = evaluate(self.compiled.rules(), subject, object, protocol, port);
+                    let expected =
+                        evaluate(self.compiled.rules(), subject, object, protocol, port, self.compiled.now());
                     let got = verdict.decide(protocol, port);
                     assert_eq!(got, expected, "{subject:?} -> {object:?} {protocol}/{port}");
                     self.decisions += 1;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use policy::{
-    Action, Capabilities, Compiled, Identity, IdentityId, Namespace, PolicyRule, PortRange, evaluate, parse_file,
+    Action, Capabilities, Compiled, Identity, IdentityId, Moment, Namespace, PolicyRule, PortRange, evaluate,
+    parse_file,
 };
 
 const DECREE: &str = include_str!("data/decree.yaml");
@@ -67,7 +68,7 @@ fn every_row_of_the_decree() {
         let action = if expected.is_some() { Action::Allow } else { Action::Deny };
         assert_eq!(decision.action, action, "row {row}");
         assert_eq!(decision.log, *expected == Some("decree/myapp-hadoop"), "row {row}");
-        let plain = evaluate(compiled.rules(), &subject, &object, PortRange::TCP, *port);
+        let plain = evaluate(compiled.rules(), &subject, &object, PortRange::TCP, *port, Moment::START);
         assert_eq!(plain, decision, "row {row}");
 
         let udp = verdict.decide(PortRange::UDP, *port);
@@ -82,6 +83,6 @@ fn an_address_without_identity_is_nobody() {
     assert!(compiled.external_prefixes().is_empty());
     let outside = Identity::external("10.0.0.1".parse().unwrap());
     let hadoop = Identity::pu(Namespace::root(), HADOOP.iter().copied());
-    let decision = evaluate(compiled.rules(), &outside, &hadoop, PortRange::TCP, 8020);
+    let decision = evaluate(compiled.rules(), &outside, &hadoop, PortRange::TCP, 8020, Moment::START);
     assert_eq!((decision.action, decision.rule), (Action::Deny, None));
 }

@@ -22,8 +22,8 @@ fn file_error(text: &str, expected: &[&str]) {
 
 #[test]
 fn rule_lines() {
-    rule_error("", "<rule>:1:1: found the end of the text: expected `allow` or `deny`");
-    rule_error("permit a -> b", "<rule>:1:1: found `permit`: expected `allow` or `deny`");
+    rule_error("", "<rule>:1:1: found the end of the text: expected `allow`, `deny` or `pass`");
+    rule_error("permit a -> b", "<rule>:1:1: found `permit`: expected `allow`, `deny` or `pass`");
     rule_error("allow -> b", "<rule>:1:7: found `->`: expected a clause");
     rule_error("allow a=b", "<rule>:1:10: found the end of the text: expected another clause, `|`, or `->`");
     rule_error("allow a= -> b", "<rule>:1:10: found `->`: expected a value after `=`");
@@ -44,7 +44,7 @@ fn rule_lines() {
     rule_error("allow a -> b icmp/256", "<rule>:1:19: `256` is not an ICMP type");
     rule_error("allow a -> b tpc/80", "<rule>:1:14: `tpc/80` is neither a port list nor a tag key");
     rule_error("allow a -> b 80", "<rule>:1:14: `80` is neither a port list nor a tag key");
-    rule_error("allow a -> b log c", "<rule>:1:18: found `c`: expected a port list, `encrypt`");
+    rule_error("allow a -> b log c", "<rule>:1:18: found `c`: expected a port list, `egress`");
     rule_error("deny a -> b encrypt", "<rule>:1:13: `encrypt` has no meaning in a deny rule");
     rule_error(
         "allow a -> net 10.0.0.1/8",
@@ -53,6 +53,19 @@ fn rule_lines() {
     rule_error("allow a -> net ten", "<rule>:1:16: `ten` is not a network");
     rule_error("allow a -> net 10.0.0.0/8 except 11.0.0.0/8", "<rule>:1:34: `11.0.0.0/8` excepts nothing");
     rule_error("allow net ::/0 -> net ::/0", "<rule>:1:19: both sides are external networks");
+    rule_error("allow a -> net -ten.example", "<rule>:1:16: `-ten.example` is not a domain name");
+    rule_error("allow a -> net *ten.example", "<rule>:1:16: `*ten.example` is not a domain name");
+    rule_error("allow a -> net * .example", "<rule>:1:16: found `*`: expected a network");
+    rule_error("allow a -> net 10.0.0.0/8 except example.org", "<rule>:1:34: `example.org` is not a network");
+    rule_error("allow a -> b until tomorrow", "<rule>:1:20: `tomorrow` is not a moment");
+    rule_error("allow a -> b until", "<rule>:1:19: found the end of the text: expected a moment such as");
+    rule_error(
+        "allow a -> b until 2026-12-31T23:59:59Z until 2026-12-31T23:59:59Z",
+        "<rule>:1:47: `until` is given twice",
+    );
+    rule_error("allow a -> b egress ingress", "<rule>:1:21: both `egress` and `ingress`");
+    rule_error("allow net ::/0 -> b egress", "<rule>:1:21: `egress` speaks for the end of a PU");
+    rule_error("pass a -> b observe", "<rule>:1:13: `observe` has no meaning in a pass rule");
     rule_error("a/b: allow a -> b", "<rule>:1:1: name \"a/b\" is malformed");
     rule_error("allow log -> b", "<rule>:1:7: found `log`: expected a clause");
     rule_error("allow a=\"b -> c", "<rule>:1:9: quote is not closed");
@@ -67,10 +80,22 @@ fn files() {
     file_error("- name: p\n", &["p.yaml:1:3: a policy without `rules`"]);
     file_error(
         "- name: p\n  rule: []\n",
-        &["p.yaml:2:3: unknown key `rule` in a policy: expected one of name, namespace, rules"],
+        &["p.yaml:2:3: unknown key `rule` in a policy: expected one of name, namespace, tier, priority, rules"],
     );
     file_error("- name: p\n  name: q\n", &["p.yaml:2:3: key `name` is given twice"]);
     file_error("- name: p\n  namespace: acme\n  rules: []\n", &["p.yaml:2:14: namespace \"acme\" is malformed"]);
+    file_error(
+        "name: p\ntier: high\nrules: []\n",
+        &["p.yaml:2:7: found `high`: expected `admin`, `normal` or `baseline`"],
+    );
+    file_error("name: p\ntier: admin\nrules: []\n", &["p.yaml:1:1: a policy without `priority`"]);
+    file_error("name: p\npriority: 1\nrules: []\n", &["p.yaml:2:11: `priority` in the normal tier"]);
+    file_error("name: p\ntier: admin\npriority: -1\nrules: []\n", &["p.yaml:3:11: `-1` is not a priority"]);
+    file_error("name: p\nrules:\n  - pass a -> b\n", &["p.yaml:3:5: `pass` in the normal tier"]);
+    file_error(
+        "- {name: p, tier: admin, priority: 1, rules: [deny a -> b]}\n- {name: p, tier: admin, priority: 2, rules: [pass a -> b]}\n",
+        &["p.yaml:2:47: policy `p` of the tier admin is given twice"],
+    );
     file_error("just text", &["p.yaml:1:1: found a scalar: expected a policy"]);
     file_error("- name: p\n  rules:\n   - &a allow a -> b\n   - *a\n", &["p.yaml:4:6: YAML aliases are not supported"]);
     file_error("name: p\nrules: [{action: allow, from: !k, to: any}]\n", &["p.yaml:2:31: YAML tags are not supported"]);
@@ -98,6 +123,9 @@ rules:
   - {action: deny, from: a, to: b, encrypt: true}
   - colour: blue
   - [allow, a]
+  - {action: allow, from: a, to: b, until: soon}
+  - {action: allow, from: a, to: b, ends: left}
+  - {action: allow, from: a, to: {net: example.org}, ends: ingress}
   - >
     allow a -> b tcp/x
 ";
@@ -108,7 +136,7 @@ rules:
             "p.yaml:4:23: `x` is not a port",
             "p.yaml:6:27: `x` is not a port",
             "p.yaml:7:5: a rule without `to`",
-            "p.yaml:8:14: found `permit`: expected `allow` or `deny`",
+            "p.yaml:8:14: found `permit`: expected `allow`, `deny` or `pass`",
             "p.yaml:9:31: found `c`: expected a space",
             "p.yaml:10:37: unknown key `port` in a rule",
             "p.yaml:11:57: `x` is not a port",
@@ -119,7 +147,10 @@ rules:
             "p.yaml:16:45: `encrypt` has no meaning",
             "p.yaml:17:5: unknown key `colour` in a rule",
             "p.yaml:18:5: found a list: expected a rule line",
-            "p.yaml:20:5: `x` is not a port",
+            "p.yaml:19:44: `soon` is not a moment",
+            "p.yaml:20:43: found `left`: expected `egress`, `ingress` or `both`",
+            "p.yaml:21:60: `ingress` speaks for the end of a PU",
+            "p.yaml:23:5: `x` is not a port",
         ],
     );
 }
@@ -141,19 +172,23 @@ fn spellings() {
 - name: p
   namespace: /acme
   rules:
-    - n: allow a=1 b in (x,y) -> net 10.0.0.0/8 except 10.1.0.0/16 tcp/80,90-99 udp/53 log observe
+    - n: allow a=1 b in (x,y) -> net 10.0.0.0/8,*.a.org except 10.1.0.0/16 tcp/80,90-99 udp/53 egress until 2026-12-31T23:59:59Z log observe
     - name: m
       action: allow
       from: {tags: {a: 1, b: [x, y]}}
-      to: {net: [10.0.0.0/8], except: 10.1.0.0/16}
+      to: {net: [10.0.0.0/8, '*.A.org'], except: 10.1.0.0/16}
       ports: [\"tcp/80,90-99\", udp/53]
+      ends: egress
+      until: 2027-01-01T00:59:59+01:00
       log: true
       observe: true
     - name: o
       action: allow
       from: a=1 and b in (x, y)
-      to: net 10.0.0.0/8 except 10.1.0.0/16
+      to: net 10.0.0.0/8,*.a.org except 10.1.0.0/16
       ports: tcp/80,90-99 udp/53
+      ends: egress
+      until: 2026-12-31T23:59:59Z
       log: true
       observe: true
 ";

@@ -253,6 +253,12 @@ pub struct RuleView {
     pub name: String,
     /// Namespace it applies to.
     pub namespace: String,
+    /// Tier of its policy, with the priority where it has one.
+    #[serde(default)]
+    pub tier: String,
+    /// Its `until` is over.
+    #[serde(default)]
+    pub expired: bool,
     /// The rule as one line.
     pub text: String,
     /// `FILE:LINE` it stands at.

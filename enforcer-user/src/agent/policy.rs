@@ -9,9 +9,9 @@ use common::{
     flow::{CLIENT, CONFIRMING, ESTABLISHED, Flow, FlowKey, SYN_RECEIVED},
     verdict::Pair,
 };
-use policy::{IdentityId, PolicyRule};
+use policy::{Delta, IdentityId, Moment, PolicyRule};
 
-use super::{Shared, names, state::State};
+use super::{Shared, clock, names, state::State};
 use crate::{
     config::PolicyText,
     handshake::build::{self, Toward},
@@ -36,7 +36,7 @@ impl State {
     ///
     /// # Errors
     /// If the rules cannot be compiled; nothing has changed then.
-    pub fn compile(&mut self, rules: Rules) -> anyhow::Result<policy::Delta> {
+    pub fn compile(&mut self, rules: Rules) -> anyhow::Result<Delta> {
         // Names of removed rules are kept for records.
         let gone: Vec<(u32, String)> = self.compiled.rules().map(|(id, rule)| (id.0, rule.full_name())).collect();
         let delta = self.compiled.update_rules(&rules.rules)?;
@@ -45,6 +45,12 @@ impl State {
         self.names.set_rules(gone.into_iter());
         let added = delta.added.iter().filter_map(|id| Some((id.0, self.compiled.rule(*id)?.full_name())));
         self.names.set_rules(added);
+        for rule in delta.added.iter().filter_map(|id| self.compiled.rule(*id)) {
+            if let Some(until) = rule.rule().until.filter(|_| rule.rule().is_expired(self.compiled.now())) {
+                let (rule, source) = (rule.full_name(), rule.location().to_string());
+                tracing::warn!(rule, source, %until, "the rule has expired and changes nothing");
+            }
+        }
         Ok(delta)
     }
 
@@ -57,6 +63,25 @@ impl State {
         if delta.is_empty() && self.config.current().generation != 0 {
             return Ok(false);
         }
+        self.enforce(&delta)?;
+        Ok(true)
+    }
+
+    /// Lets rules end whose time is over; the names of those that did.
+    ///
+    /// # Errors
+    /// What the kernel reports; then it has not been told of everything, see [`State::unsettled`].
+    pub fn expire_rules(&mut self, now: Moment) -> anyhow::Result<Vec<String>> {
+        let delta = self.compiled.advance(now);
+        if !delta.is_empty() {
+            self.enforce(&delta)?;
+        }
+        Ok(delta.expired.iter().filter_map(|id| Some(self.compiled.rule(*id)?.full_name())).collect())
+    }
+
+    fn enforce(&mut self, delta: &Delta) -> anyhow::Result<()> {
+        // Until all is done, the kernel has less than the agent's mind.
+        self.unsettled = true;
         let stale: Vec<Pair> = self
             .pairs
             .iter()
@@ -76,7 +101,8 @@ impl State {
         }
         self.write_networks()?;
         self.config.update(|config| config.generation = config.generation.wrapping_add(1).max(1))?;
-        Ok(true)
+        self.unsettled = false;
+        Ok(())
     }
 
     /// Judges every pair anew: after a restart, rules have other numbers.
@@ -94,7 +120,33 @@ impl State {
         self.write_networks()?;
         self.config.update(|config| config.generation = config.generation.wrapping_add(1).max(1))?;
         self.config.beat()?;
+        self.unsettled = false;
         Ok(())
+    }
+}
+
+/// Lets rules end when their time is over, and makes good what the kernel refused before.
+pub(super) fn upkeep(shared: &Shared) {
+    let mut state = shared.state();
+    let due = state.compiled.next_expiry();
+    let now = Moment::from_unix(clock::now());
+    let expires = due.is_some_and(|due| due <= now) || now < state.compiled.now();
+    if !expires && !state.unsettled {
+        return;
+    }
+    let done = match state.unsettled {
+        true => state.settle().and_then(|()| state.expire_rules(now)),
+        false => state.expire_rules(now),
+    };
+    drop(state);
+    match done {
+        Ok(rules) => {
+            rejudge(shared);
+            if !rules.is_empty() {
+                tracing::info!(rules = rules.join(" "), "rules expired");
+            }
+        }
+        Err(error) => tracing::error!(error = format!("{error:#}"), "the kernel does not have the whole policy"),
     }
 }
 

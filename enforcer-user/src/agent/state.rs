@@ -13,7 +13,7 @@ use common::{
     verdict::Pair,
 };
 use ipnet::IpNet;
-use policy::{Action, Capabilities, Compiled, Identity, IdentityId, Namespace, PolicyRule};
+use policy::{Action, Capabilities, Compiled, Identity, IdentityId, Moment, Namespace, PolicyRule};
 
 use super::{
     clock,
@@ -61,6 +61,8 @@ pub(super) struct State {
     pub rules: Vec<Arc<PolicyRule>>,
     pub policy_files: Vec<PathBuf>,
     pub policy_error: Option<String>,
+    /// The kernel could not be told all of the policy that was compiled last.
+    pub unsettled: bool,
     pub pairs: Pairs,
     pub networks: Networks,
     pub pu_slots: Pus,
@@ -123,6 +125,8 @@ impl State {
         names: Arc<NameTable>,
     ) -> anyhow::Result<Self> {
         let directory = maps.directory().to_owned();
+        let mut compiled = Compiled::new(&[], Capabilities::default())?;
+        compiled.advance(Moment::from_unix(clock::now()));
         let rotation = u32::try_from(config.identity.prekey_rotation.as_secs()).unwrap_or(u32::MAX / 4);
         Ok(Self {
             own,
@@ -132,10 +136,11 @@ impl State {
             sessions: Sessions::new(SESSIONS_MAX),
             pus: BTreeMap::new(),
             identities: Identities::default(),
-            compiled: Compiled::new(&[], Capabilities::default())?,
+            compiled,
             rules: Vec::new(),
             policy_files: Vec::new(),
             policy_error: None,
+            unsettled: false,
             pairs: Pairs::open(&directory)?,
             networks: Networks::open(&directory)?,
             pu_slots: Pus::open(&directory)?,

@@ -81,6 +81,7 @@ pub(super) fn start(
             seen = now;
             policy::reload(&shared);
         }
+        policy::upkeep(&shared);
         tasks.iter_mut().for_each(|task| task.run_if_due(&shared));
     };
     thread("upkeep", Box::new(work))?;

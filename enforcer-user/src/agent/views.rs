@@ -169,6 +169,8 @@ pub(super) fn policy(shared: &Shared) -> PolicyView {
             .map(|rule| RuleView {
                 name: rule.full_name(),
                 namespace: rule.namespace().to_string(),
+                tier: rule.tier().to_string(),
+                expired: rule.rule().is_expired(now),
                 text: rule.rule().to_string(),
                 source: rule.location().to_string(),
                 observe: rule.rule().observe,

@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use policy::{Identity, Namespace, PolicyErrors, PortRange, RuleId};
+use policy::{Identity, Moment, Namespace, PolicyErrors, PortRange, RuleId};
 use serde_json::json;
 
 use super::{
@@ -42,9 +42,10 @@ fn show(socket: &Path, out: &mut Output) -> Result<ExitCode, Failure> {
         out.line(format!("not in force: {}", printable(error)))?;
     }
     out.line("")?;
-    let mut table = Table::new(["RULE", "NAMESPACE", "TEXT", "SOURCE"]);
+    let mut table = Table::new(["RULE", "NAMESPACE", "TIER", "TEXT", "SOURCE"]);
     for rule in policy.rules {
-        table.row([rule.name, rule.namespace, rule.text, rule.source]);
+        let text = if rule.expired { format!("(expired) {}", rule.text) } else { rule.text };
+        table.row([rule.name, rule.namespace, rule.tier, text, rule.source]);
     }
     out.table(&table)?;
     Ok(ExitCode::SUCCESS)
@@ -56,11 +57,17 @@ fn check(files: &[PathBuf], out: &mut Output) -> Result<ExitCode, Failure> {
     if out.is_json() {
         let errors: Vec<_> = parsed.as_ref().err().iter().flat_map(|errors| errors.iter()).cloned().collect();
         let rules = parsed.as_ref().map_or(0, Vec::len);
-        out.json(&json!({ "ok": parsed.is_ok(), "files": texts.len(), "rules": rules, "errors": errors }))?;
+        let warnings = parsed.as_ref().map(|rules| warnings(rules)).unwrap_or_default();
+        out.json(&json!({
+            "ok": parsed.is_ok(), "files": texts.len(), "rules": rules, "errors": errors, "warnings": warnings,
+        }))?;
         return Ok(ExitCode::from(parsed.is_err() as u8));
     }
     match parsed {
         Ok(rules) => {
+            for warning in warnings(&rules) {
+                out.line(format!("warning: {}", printable(&warning)))?;
+            }
             out.line(format!("{} in {}: fine", text::count(rules.len(), "rule"), text::count(texts.len(), "file")))?
         }
         Err(errors) => return Err(all(&errors)),
@@ -88,7 +95,7 @@ fn explain(socket: &Path, args: ExplainArgs, out: &mut Output) -> Result<ExitCod
     let texts = PolicyText::read_all(&args.files).map_err(Failure::failed)?;
     let rules = parse(&texts).map_err(|errors| all(&errors))?;
     let numbered = rules.iter().zip(1..).map(|(rule, number)| (RuleId(number), &**rule));
-    let explanation = policy::explain(numbered, &subject, &object, protocol, args.port);
+    let explanation = policy::explain(numbered, &subject, &object, protocol, args.port, now());
     if out.is_json() {
         out.json(&explanation)?;
     } else {
@@ -99,6 +106,22 @@ fn explain(socket: &Path, args: ExplainArgs, out: &mut Output) -> Result<ExitCod
 
 fn parse(texts: &[PolicyText]) -> Result<Vec<std::sync::Arc<policy::PolicyRule>>, PolicyErrors> {
     policy::parse_files(texts.iter().map(|file| (file.file.as_str(), file.text.as_str())))
+}
+
+fn now() -> Moment {
+    Moment::from_unix(std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()))
+}
+
+/// What is right as text, but not what its author can have meant.
+fn warnings(rules: &[std::sync::Arc<policy::PolicyRule>]) -> Vec<String> {
+    let now = now();
+    let expired = rules.iter().filter(|rule| rule.rule().is_expired(now));
+    expired
+        .filter_map(|rule| {
+            let until = rule.rule().until?;
+            Some(format!("{}: rule `{}` expired at {until}: it changes nothing", rule.location(), rule.full_name()))
+        })
+        .collect()
 }
 
 /// Every error on a line of its own.

@@ -14,6 +14,8 @@ pub struct Delta {
     pub removed: Vec<RuleId>,
     /// The table of external prefixes changed: read [`super::Compiled::external_prefixes`] again.
     pub externals_changed: bool,
+    /// Rules whose time is over, or not yet over again because the clock was set back.
+    pub expired: Vec<RuleId>,
     pub(super) scope: Scope,
 }
 
@@ -27,27 +29,32 @@ pub(super) enum Scope {
         rules: HashSet<(SideId, SideId)>,
         /// Which of those sides an identity matches or matched; absent when none.
         sides: HashMap<IdentityId, Vec<SideId>>,
+        /// PUs in namespaces that began or ceased to bound what is allowed there.
+        bounded: HashSet<IdentityId>,
     },
 }
 
 impl Default for Scope {
     fn default() -> Self {
-        Self::Some { rules: HashSet::new(), sides: HashMap::new() }
+        Self::Some { rules: HashSet::new(), sides: HashMap::new(), bounded: HashSet::new() }
     }
 }
 
 impl Delta {
-    /// True when no rule was added or removed.
+    /// True when no rule was added or removed, and none expired.
     pub fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.removed.is_empty()
+        self.added.is_empty() && self.removed.is_empty() && self.expired.is_empty()
     }
 
     /// Whether the verdict for connections from `subject` to `object` may have changed. May say
     /// yes where nothing changed, never no where something did.
     pub fn affects(&self, subject: IdentityId, object: IdentityId) -> bool {
-        let Scope::Some { rules, sides } = &self.scope else {
+        let Scope::Some { rules, sides, bounded } = &self.scope else {
             return true;
         };
+        if bounded.contains(&subject) || bounded.contains(&object) {
+            return true;
+        }
         let (Some(subject), Some(object)) = (sides.get(&subject), sides.get(&object)) else {
             return false;
         };

@@ -52,7 +52,7 @@ impl Externals {
             prefixes.insert(prefix, id);
             classes.entry(id).or_insert_with(|| Class {
                 sides,
-                identity: Identity::External { networks: BTreeSet::from([prefix]) },
+                identity: Identity::External { networks: BTreeSet::from([prefix]), names: BTreeSet::new() },
             });
         }
         self.prefixes = prefixes;

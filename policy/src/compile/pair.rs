@@ -2,8 +2,10 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::level::Asked;
+use crate::consent::{Answer, Answers, Outcome};
 use crate::evaluate::Decision;
-use crate::model::{Action, Rule, RuleId};
+use crate::model::{Action, PolicyRule, Rule, RuleId, Tier, Verb};
 
 /// Every verdict for connections from one identity to another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -81,12 +83,21 @@ pub(super) fn covered_keys(rule: &Rule) -> Box<[(u32, u32)]> {
 #[derive(Clone, Copy)]
 pub(super) struct Contribution<'a> {
     pub id: RuleId,
-    pub rule: &'a Rule,
+    pub rule: &'a PolicyRule,
     pub keys: &'a [(u32, u32)],
 }
 
-/// Walks the keys from low to high, keeping the set of rules that cover the current one.
-pub(super) fn sweep(rules: &[Contribution<'_>]) -> PairVerdict {
+/// Walks the keys from low to high, keeping for each namespace asked the rules that cover the current one.
+pub(super) fn sweep(mut rules: Vec<Contribution<'_>>, asked: &[Asked<'_>]) -> PairVerdict {
+    // From here on a rule's place in the list is its rank.
+    rules.sort_unstable_by(|a, b| {
+        let ranked = |rule: &Contribution<'_>| rule.rule.tier().is_ordered();
+        match (ranked(a), ranked(b)) {
+            (true, true) => (a.rule.precedence(), a.id).cmp(&(b.rule.precedence(), b.id)),
+            (false, false) => a.id.cmp(&b.id),
+            (a, b) => a.cmp(&b),
+        }
+    });
     let mut edges: Vec<(u32, bool, usize)> = Vec::new();
     for (index, rule) in rules.iter().enumerate() {
         for &(lo, hi) in rule.keys {
@@ -96,14 +107,17 @@ pub(super) fn sweep(rules: &[Contribution<'_>]) -> PairVerdict {
     }
     edges.sort_unstable();
 
-    let mut active = Active::default();
+    let mut active: Vec<Active<'_>> = asked.iter().map(|asked| Active::new(asked, &rules)).collect();
     let mut verdict = PairVerdict::default();
     let mut edges = edges.into_iter().peekable();
     while let Some((lo, starts, index)) = edges.next() {
-        active.toggle(&rules[index], starts);
+        active
+            .iter_mut()
+            .filter(|level| level.asked.hears(rules[index].rule))
+            .for_each(|level| level.toggle(index, starts));
         if let Some(&(next, ..)) = edges.peek()
             && next > lo
-            && let Some(interval) = active.interval(lo, next - 1)
+            && let Some(interval) = interval(&active, lo, next - 1)
         {
             verdict.append(interval);
         }
@@ -125,73 +139,118 @@ impl PairVerdict {
     }
 }
 
-/// The rules that cover the current key, lowest number first.
+/// The verdict here, `None` when it is the default and nothing is observed.
+fn interval(active: &[Active<'_>], lo: u32, hi: u32) -> Option<Interval> {
+    let decision = active.iter().map(Active::answer).collect::<Answers>().decide();
+    if decision.rule.is_none() && decision.observed.is_none() {
+        return None;
+    }
+    Some(Interval {
+        lo,
+        hi,
+        action: decision.action,
+        rule: decision.rule.unwrap_or(RuleId::NONE),
+        log: decision.log,
+        encrypt: decision.encrypt,
+        observed_action: decision.observed.map(|(action, _)| action),
+        observed_rule: decision.observed.map_or(RuleId::NONE, |(_, rule)| rule),
+    })
+}
+
+/// The rules of one namespace that cover the current key, by their rank.
+struct Active<'a> {
+    asked: &'a Asked<'a>,
+    rules: &'a [Contribution<'a>],
+    admin: BTreeSet<usize>,
+    baseline: BTreeSet<usize>,
+    /// Those of the normal tier.
+    deny: Alike,
+    allow: Alike,
+    observed_deny: BTreeSet<usize>,
+    observed_allow: BTreeSet<usize>,
+}
+
+/// Enforced rules of the normal tier that say the same.
 #[derive(Default)]
-struct Active {
-    deny: BTreeSet<RuleId>,
-    allow: BTreeSet<RuleId>,
-    observed_deny: BTreeSet<RuleId>,
-    observed_allow: BTreeSet<RuleId>,
-    logged_deny: u32,
-    logged_allow: u32,
+struct Alike {
+    rules: BTreeSet<usize>,
+    logged: u32,
     encrypted: u32,
 }
 
-impl Active {
-    fn toggle(&mut self, contribution: &Contribution<'_>, starts: bool) {
-        let rule = contribution.rule;
-        let set = match (rule.action, rule.observe) {
-            (Action::Deny, false) => &mut self.deny,
-            (Action::Allow, false) => &mut self.allow,
-            (Action::Deny, true) => &mut self.observed_deny,
-            (Action::Allow, true) => &mut self.observed_allow,
+impl<'a> Active<'a> {
+    fn new(asked: &'a Asked<'a>, rules: &'a [Contribution<'a>]) -> Self {
+        Self {
+            asked,
+            rules,
+            admin: BTreeSet::new(),
+            baseline: BTreeSet::new(),
+            deny: Alike::default(),
+            allow: Alike::default(),
+            observed_deny: BTreeSet::new(),
+            observed_allow: BTreeSet::new(),
+        }
+    }
+
+    fn toggle(&mut self, index: usize, starts: bool) {
+        let rule = self.rules[index].rule;
+        let set = match (rule.tier(), rule.rule().verb, rule.rule().observe) {
+            (Tier::Admin(_), ..) => &mut self.admin,
+            (Tier::Baseline(_), ..) => &mut self.baseline,
+            (Tier::Normal, Verb::Deny, false) => return self.deny.toggle(index, rule.rule(), starts),
+            (Tier::Normal, Verb::Deny, true) => &mut self.observed_deny,
+            (Tier::Normal, _, false) => return self.allow.toggle(index, rule.rule(), starts),
+            (Tier::Normal, _, true) => &mut self.observed_allow,
         };
         if starts {
-            set.insert(contribution.id);
+            set.insert(index);
         } else {
-            set.remove(&contribution.id);
+            set.remove(&index);
         }
-        if rule.observe {
-            return;
+    }
+
+    fn answer(&self) -> Answer {
+        let bounds = self.asked.bounds();
+        let silent = |bounded: bool| if bounded { Outcome::Withheld } else { Outcome::Silent };
+        Answer {
+            enforced: self.outcome(false).unwrap_or(silent(bounds.enforced())),
+            observed: self.outcome(true).unwrap_or(silent(bounds.enforced() || bounds.observed().is_some())),
+            bounded_by: bounds.observed().unwrap_or_default(),
         }
+    }
+
+    /// What the tiers answer, with observe rules enforced or without them.
+    fn outcome(&self, observed: bool) -> Option<Outcome> {
+        let first = |rules: &BTreeSet<usize>| {
+            let heard = |index: &&usize| observed || !self.rules[**index].rule.rule().observe;
+            let Contribution { id, rule, .. } = self.rules[*rules.iter().find(heard)?];
+            Outcome::of(rule.rule().verb, id, rule.rule().log, rule.rule().encrypt)
+        };
+        let normal = |verb: Verb, enforced: &Alike, others: &BTreeSet<usize>| {
+            let other = others.first().filter(|_| observed);
+            let index = enforced.rules.first().into_iter().chain(other).min()?;
+            Outcome::of(verb, self.rules[*index].id, enforced.logged > 0, enforced.encrypted > 0)
+        };
+        first(&self.admin)
+            .or_else(|| normal(Verb::Deny, &self.deny, &self.observed_deny))
+            .or_else(|| normal(Verb::Allow, &self.allow, &self.observed_allow))
+            .or_else(|| first(&self.baseline))
+    }
+}
+
+impl Alike {
+    fn toggle(&mut self, index: usize, rule: &Rule, starts: bool) {
         let count = |counter: &mut u32, counts: bool| match (counts, starts) {
             (true, true) => *counter += 1,
             (true, false) => *counter -= 1,
             (false, _) => {}
         };
-        match rule.action {
-            Action::Deny => count(&mut self.logged_deny, rule.log),
-            Action::Allow => {
-                count(&mut self.logged_allow, rule.log);
-                count(&mut self.encrypted, rule.encrypt);
-            }
+        count(&mut self.logged, rule.log);
+        count(&mut self.encrypted, rule.encrypt);
+        if starts {
+            self.rules.insert(index);
+        } else {
+            self.rules.remove(&index);
         }
-    }
-
-    /// The verdict here, `None` when it is the default and nothing is observed.
-    fn interval(&self, lo: u32, hi: u32) -> Option<Interval> {
-        let (action, rule, log, encrypt) = match (self.deny.first(), self.allow.first()) {
-            (Some(&deny), _) => (Action::Deny, deny, self.logged_deny > 0, false),
-            (None, Some(&allow)) => (Action::Allow, allow, self.logged_allow > 0, self.encrypted > 0),
-            (None, None) => (Action::Deny, RuleId::NONE, false, false),
-        };
-        let observed = match (self.observed_deny.first(), self.observed_allow.first()) {
-            (Some(&deny), _) if action == Action::Allow => Some((Action::Deny, deny)),
-            (None, Some(&allow)) if rule == RuleId::NONE => Some((Action::Allow, allow)),
-            _ => None,
-        };
-        if rule == RuleId::NONE && observed.is_none() {
-            return None;
-        }
-        Some(Interval {
-            lo,
-            hi,
-            action,
-            rule,
-            log,
-            encrypt,
-            observed_action: observed.map(|(action, _)| action),
-            observed_rule: observed.map_or(RuleId::NONE, |(_, rule)| rule),
-        })
     }
 }

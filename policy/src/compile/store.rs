@@ -1,4 +1,4 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -7,10 +7,11 @@ use ipnet::IpNet;
 use super::delta::{Delta, Scope};
 use super::diff::{Diff, Listed};
 use super::external::Externals;
+use super::level::Levels;
 use super::pair::{Contribution, PairVerdict, covered_keys, sweep};
 use super::side_index::SideIndex;
 use super::{Capabilities, CompileError, IdentityId, SideId};
-use crate::model::{Identity, PolicyRule, RuleId, rule_applies};
+use crate::model::{Identity, Moment, Namespace, PolicyRule, RuleId};
 
 /// Rules and identities, ready to answer for any pair.
 #[derive(Default)]
@@ -28,6 +29,10 @@ pub struct Compiled {
     index: SideIndex,
     pus: HashMap<IdentityId, Pu>,
     externals: Externals,
+    levels: Levels,
+    /// Rules that hold only until some moment, by that moment.
+    timed: BTreeSet<(Moment, RuleId)>,
+    now: Moment,
 }
 
 /// A rule with its sides and ports in numbers.
@@ -64,6 +69,44 @@ impl Compiled {
         let mut compiled = Self { capabilities, ..Self::default() };
         compiled.update_rules(rules)?;
         Ok(compiled)
+    }
+
+    /// Says what time it is: rules whose `until` has come hold no longer, and hold again if the clock was set back.
+    ///
+    /// At the start it is so early that none has expired.
+    pub fn advance(&mut self, now: Moment) -> Delta {
+        // Expired at `t` is what has an `until` of at most `t`.
+        let (from, to) = (self.now.min(now), self.now.max(now));
+        let beyond = |moment: Moment| (moment, RuleId(u32::MAX));
+        let expired: Vec<RuleId> = match from == to {
+            true => Vec::new(),
+            false => self.timed.range(beyond(from)..=beyond(to)).map(|(_, id)| *id).collect(),
+        };
+        self.now = now;
+        let mut changed: HashSet<(SideId, SideId)> = HashSet::new();
+        for compact in expired.iter().filter_map(|id| self.compact(*id)) {
+            changed.insert((compact.subject, compact.object));
+        }
+        let scope = if expired.len() > MAX_TOLD_APART {
+            Scope::All
+        } else {
+            let mut sides = HashMap::new();
+            if !expired.is_empty() {
+                self.record_sides(&changed, &mut sides);
+            }
+            Scope::Some { rules: changed, sides, bounded: HashSet::new() }
+        };
+        Delta { expired, scope, ..Delta::default() }
+    }
+
+    /// The moment at which the next rule expires.
+    pub fn next_expiry(&self) -> Option<Moment> {
+        self.timed.range((self.now, RuleId(u32::MAX))..).next().map(|(until, _)| *until)
+    }
+
+    /// The moment given last.
+    pub fn now(&self) -> Moment {
+        self.now
     }
 
     /// Replaces the rules by a new list; on error nothing changes.
@@ -115,8 +158,9 @@ impl Compiled {
             }
         }
         self.forget_the_past();
+        let bounding = self.levels.take_changed();
         delta.scope = match told_apart {
-            true => Scope::Some { rules: changed, sides },
+            true => Scope::Some { rules: changed, sides, bounded: self.beneath(&bounding) },
             false => Scope::All,
         };
         Ok(delta)
@@ -151,15 +195,17 @@ impl Compiled {
         let (Some(subject), Some(object)) = (self.end(subject), self.end(object)) else {
             return PairVerdict::default();
         };
+        let asked = self.levels.asked(subject.0, object.0);
         let mut contributions = Vec::new();
         self.for_common_rules(subject.1, object.1, |id| {
-            if let Some(compact) = self.compact(id)
-                && rule_applies(compact.rule.namespace(), subject.0, object.0)
+            if let Some(Compact { rule, keys, .. }) = self.compact(id)
+                && !rule.rule().is_expired(self.now)
+                && asked.iter().any(|asked| asked.hears(rule))
             {
-                contributions.push(Contribution { id, rule: compact.rule.rule(), keys: &compact.keys });
+                contributions.push(Contribution { id, rule, keys });
             }
         });
-        sweep(&contributions)
+        sweep(contributions, &asked)
     }
 
     /// The prefixes that rules name, in order, each with the identity of the addresses whose
@@ -268,6 +314,8 @@ impl Compiled {
         let id = RuleId(self.last_rule);
         let compact = self.enter(id, rule.clone(), new_sides);
         self.rules.insert(id, compact);
+        self.levels.add(id, rule);
+        self.timed.extend(rule.rule().until.map(|until| (until, id)));
         id
     }
 
@@ -322,6 +370,10 @@ impl Compiled {
             if let Some(compact) = self.rules.remove(id) {
                 pairs.insert((compact.subject, compact.object));
                 sides.extend([compact.subject, compact.object]);
+                self.levels.remove(*id, &compact.rule);
+                if let Some(until) = compact.rule.rule().until {
+                    self.timed.remove(&(until, *id));
+                }
             }
         }
         let gone = self.index.release(&sides);
@@ -422,6 +474,17 @@ impl Compiled {
                 }
             }
         }
+    }
+
+    fn beneath(&self, namespaces: &HashSet<Namespace>) -> HashSet<IdentityId> {
+        if namespaces.is_empty() {
+            return HashSet::new();
+        }
+        let is_beneath = |pu: &Pu| {
+            let mut path = pu.identity.namespace().into_iter().flat_map(Namespace::path);
+            path.any(|name| namespaces.contains(name))
+        };
+        self.pus.iter().filter(|(_, pu)| is_beneath(pu)).map(|(id, _)| *id).collect()
     }
 
     fn has_networks(&self, changed: &HashSet<(SideId, SideId)>) -> bool {

@@ -23,6 +23,9 @@ pub enum Identity {
     External {
         /// Prefixes that hold the address; its own /32 or /128 is enough.
         networks: BTreeSet<IpNet>,
+        /// DNS names it is known by, in lower case and without the final dot.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        names: BTreeSet<String>,
     },
 }
 
@@ -42,7 +45,7 @@ impl Identity {
 
     /// A single address outside every enforcer.
     pub fn external(address: std::net::IpAddr) -> Self {
-        Self::External { networks: BTreeSet::from([IpNet::from(address)]) }
+        Self::External { networks: BTreeSet::from([IpNet::from(address)]), names: BTreeSet::new() }
     }
 
     /// The namespace of a PU, `None` for an external network.

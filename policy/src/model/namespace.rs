@@ -1,10 +1,9 @@
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-
-use super::Identity;
 
 /// A place in the hierarchy of namespaces, such as `/acme/prod`; the root is `/`.
 ///
@@ -20,14 +19,6 @@ pub struct Namespace(Arc<str>);
 )]
 pub struct NamespaceError(String);
 
-/// Whether a rule of namespace `rule` has a say in a connection from `subject` to `object`.
-///
-/// It does when its namespace is equal to, or an ancestor of, the namespace of at least one of
-/// the PUs involved. External networks live in no namespace.
-pub fn rule_applies(rule: &Namespace, subject: &Identity, object: &Identity) -> bool {
-    [subject, object].into_iter().filter_map(Identity::namespace).any(|namespace| rule.contains(namespace))
-}
-
 impl Namespace {
     /// The root, `/`.
     pub fn root() -> Self {
@@ -39,6 +30,13 @@ impl Namespace {
         self.is_root() || other.0.strip_prefix(&*self.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
+    /// The namespaces on the way from the root to this one, both included.
+    pub fn path(&self) -> impl Iterator<Item = &str> {
+        let deeper = self.0.match_indices('/').skip(1).map(|(at, _)| &self.0[..at]);
+        let own = (!self.is_root()).then_some(&*self.0);
+        std::iter::once("/").chain(deeper).chain(own)
+    }
+
     /// True for `/`.
     pub fn is_root(&self) -> bool {
         &*self.0 == "/"
@@ -46,6 +44,12 @@ impl Namespace {
 
     /// The namespace as written.
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for Namespace {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }
@@ -107,18 +111,15 @@ mod tests {
     }
 
     #[test]
+    fn the_path_leads_from_the_root_down() {
+        assert_eq!(ns("/").path().collect::<Vec<_>>(), ["/"]);
+        assert_eq!(ns("/acme/prod/db").path().collect::<Vec<_>>(), ["/", "/acme", "/acme/prod", "/acme/prod/db"]);
+    }
+
+    #[test]
     fn malformed_namespaces_are_refused() {
         for text in ["", "acme", "/acme/", "//", "/a//b", "/a b"] {
             assert!(text.parse::<Namespace>().is_err(), "{text:?}");
         }
-    }
-
-    #[test]
-    fn a_rule_needs_one_pu_beneath_it() {
-        let inside = Identity::pu(ns("/acme/prod"), [("a", "b")]);
-        let outside = Identity::pu(ns("/other"), [("a", "b")]);
-        assert!(rule_applies(&ns("/acme"), &inside, &outside));
-        assert!(rule_applies(&ns("/acme"), &outside, &inside));
-        assert!(!rule_applies(&ns("/acme"), &outside, &outside));
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::ports::fmt_ports;
-use super::{Namespace, PortRange, Side};
+use super::{Head, Moment, Namespace, PortRange, Side, Tier};
 
 /// Number of a rule in kernel maps, logs and explanations.
 ///
@@ -16,7 +16,7 @@ use super::{Namespace, PortRange, Side};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RuleId(pub u32);
 
-/// What a rule, or the default, says of a connection.
+/// What is done with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
@@ -26,19 +26,48 @@ pub enum Action {
     Deny,
 }
 
+/// What a rule says of the connections it matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verb {
+    /// They may be opened.
+    Allow,
+    /// They are refused.
+    Deny,
+    /// The rest of the tier is skipped; only in the admin and baseline tiers.
+    Pass,
+}
+
+/// For which ends of a connection a rule speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ends {
+    /// For both.
+    #[default]
+    Both,
+    /// For that of the PU that opens the connection.
+    Egress,
+    /// For that of the PU it is opened to.
+    Ingress,
+}
+
 /// What one rule line says. Its `Display` is the canonical line, which parses back to the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// Name given by the author, unique within the policy.
     pub name: Option<String>,
-    /// Allow or deny.
-    pub action: Action,
+    /// Allow, deny or pass.
+    pub verb: Verb,
     /// Who opens the connection.
     pub subject: Side,
     /// To whom.
     pub object: Side,
     /// Where to; empty means every protocol and port.
     pub ports: Vec<PortRange>,
+    /// For which ends it speaks.
+    pub ends: Ends,
+    /// The rule holds before this moment, not at it.
+    pub until: Option<Moment>,
     /// Payload must be encrypted.
     pub encrypt: bool,
     /// Connections decided by this rule are to be logged.
@@ -63,8 +92,7 @@ pub struct Location {
 /// Immutable, so that the digest by which changes are found stays true.
 #[derive(Clone, Debug)]
 pub struct PolicyRule {
-    policy: Arc<str>,
-    namespace: Namespace,
+    head: Arc<Head>,
     position: u32,
     location: Location,
     rule: Rule,
@@ -81,7 +109,51 @@ impl RuleId {
     }
 }
 
+impl Verb {
+    /// The action, `None` for `pass`.
+    pub fn action(self) -> Option<Action> {
+        match self {
+            Self::Allow => Some(Action::Allow),
+            Self::Deny => Some(Action::Deny),
+            Self::Pass => None,
+        }
+    }
+}
+
+impl Ends {
+    /// True when the rule speaks for the end of the PU that opens the connection.
+    pub fn egress(self) -> bool {
+        self != Self::Ingress
+    }
+
+    /// True when the rule speaks for the end of the PU that is opened to.
+    pub fn ingress(self) -> bool {
+        self != Self::Egress
+    }
+}
+
 impl Rule {
+    /// A rule for every protocol and port, for both ends and for ever, without a name.
+    pub fn new(verb: Verb, subject: Side, object: Side) -> Self {
+        Self {
+            name: None,
+            verb,
+            subject,
+            object,
+            ports: Vec::new(),
+            ends: Ends::Both,
+            until: None,
+            encrypt: false,
+            log: false,
+            observe: false,
+        }
+    }
+
+    /// True when the rule no longer holds.
+    pub fn is_expired(&self, now: Moment) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+
     /// True when the rule speaks about this port of this protocol.
     pub fn covers(&self, protocol: u8, port: u16) -> bool {
         self.ports.is_empty() || self.ports.iter().any(|range| range.contains(protocol, port))
@@ -90,19 +162,36 @@ impl Rule {
 
 impl PolicyRule {
     /// Puts a rule into a policy at a position (counted from 1).
-    pub fn new(policy: Arc<str>, namespace: Namespace, position: u32, location: Location, rule: Rule) -> Self {
-        let digest = digest(&policy, &namespace, &rule);
-        Self { policy, namespace, position, location, rule, digest }
+    pub fn new(head: Arc<Head>, position: u32, location: Location, rule: Rule) -> Self {
+        // Where the order of rules counts, a rule that moved is another.
+        let place = if head.tier.is_ordered() { position } else { 0 };
+        let digest = digest(&head, place, &rule);
+        Self { head, position, location, rule, digest }
+    }
+
+    /// What holds for every rule of its policy.
+    pub fn head(&self) -> &Arc<Head> {
+        &self.head
     }
 
     /// Name of the policy.
     pub fn policy(&self) -> &str {
-        &self.policy
+        &self.head.name
     }
 
     /// Namespace of the policy.
     pub fn namespace(&self) -> &Namespace {
-        &self.namespace
+        &self.head.namespace
+    }
+
+    /// Tier of the policy.
+    pub fn tier(&self) -> Tier {
+        self.head.tier
+    }
+
+    /// The place in an ordered tier: priority, policy, position. Smaller is asked first.
+    pub fn precedence(&self) -> (Tier, &str, u32) {
+        (self.head.tier, &self.head.name, self.position)
     }
 
     /// What the rule says.
@@ -118,12 +207,13 @@ impl PolicyRule {
     /// `policy/rule`, or `policy/#3` for the third rule when it has no name of its own.
     pub fn full_name(&self) -> String {
         match &self.rule.name {
-            Some(name) => format!("{}/{name}", self.policy),
-            None => format!("{}/#{}", self.policy, self.position),
+            Some(name) => format!("{}/{name}", self.policy()),
+            None => format!("{}/#{}", self.policy(), self.position),
         }
     }
 
-    /// Equal for rules of the same policy, namespace, name and text, wherever they stand.
+    /// Equal for rules of the same policy, namespace, tier, name and text, wherever they stand; in an ordered tier
+    /// of the same position, too.
     pub(crate) fn digest(&self) -> u128 {
         self.digest
     }
@@ -137,11 +227,11 @@ impl PolicyRule {
 /// A 128-bit keyed hash stands for the text when two lists of rules are compared: comparing 100,000
 /// rules word by word would cost more than the change itself. The key is random per process, so
 /// that no text can be prepared to collide.
-fn digest(policy: &str, namespace: &Namespace, rule: &Rule) -> u128 {
+fn digest(head: &Head, place: u32, rule: &Rule) -> u128 {
     static KEY: OnceLock<(u64, u64)> = OnceLock::new();
     let (k0, k1) = *KEY.get_or_init(|| (RandomState::new().hash_one(0), RandomState::new().hash_one(1)));
     let mut hasher = SipHasher13::new_with_keys(k0, k1);
-    (policy, namespace, rule).hash(&mut hasher);
+    (head, place, rule).hash(&mut hasher);
     hasher.finish128().as_u128()
 }
 
@@ -160,6 +250,16 @@ impl fmt::Display for Action {
     }
 }
 
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Pass => "pass",
+        })
+    }
+}
+
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.file, self.line, self.column)
@@ -171,8 +271,16 @@ impl fmt::Display for Rule {
         if let Some(name) = &self.name {
             write!(f, "{name}: ")?;
         }
-        write!(f, "{} {} -> {}", self.action, self.subject, self.object)?;
+        write!(f, "{} {} -> {}", self.verb, self.subject, self.object)?;
         fmt_ports(&self.ports, f)?;
+        match self.ends {
+            Ends::Both => {}
+            Ends::Egress => f.write_str(" egress")?,
+            Ends::Ingress => f.write_str(" ingress")?,
+        }
+        if let Some(until) = self.until {
+            write!(f, " until {until}")?;
+        }
         for (set, word) in [(self.encrypt, " encrypt"), (self.log, " log"), (self.observe, " observe")] {
             if set {
                 f.write_str(word)?;

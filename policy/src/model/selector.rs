@@ -2,7 +2,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use super::{Identity, Tags, is_keyword, is_word_char, looks_like_ports, starts_port_list};
+use super::{DomainPattern, Identity, Tags, is_keyword, is_word_char, looks_like_ports, starts_port_list};
 
 /// One end of a rule: who is meant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -50,11 +50,13 @@ pub enum Operator {
     NotExists,
 }
 
-/// Addresses by prefix: inside one of `include` and inside none of `except`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// Addresses by prefix or by name: inside one of `include` or known by one of `names`, and inside none of `except`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Networks {
-    /// Prefixes meant, at least one.
+    /// Prefixes meant; these and the names are at least one.
     pub include: Vec<IpNet>,
+    /// Names whose addresses are meant.
+    pub names: Vec<DomainPattern>,
     /// Prefixes cut out of them.
     pub except: Vec<IpNet>,
 }
@@ -69,7 +71,7 @@ impl Side {
     pub fn matches(&self, identity: &Identity) -> bool {
         match (self, identity) {
             (Self::Tags(selector), Identity::Pu { tags, .. }) => selector.matches(tags),
-            (Self::Net(networks), Identity::External { networks: covering }) => networks.matches(covering),
+            (Self::Net(meant), Identity::External { networks, names }) => meant.matches(networks, names),
             _ => false,
         }
     }
@@ -101,12 +103,21 @@ impl Clause {
 }
 
 impl Networks {
-    /// True when an address known to be inside all of `covering` is meant.
-    pub fn matches<'a>(&self, covering: impl IntoIterator<Item = &'a IpNet> + Clone) -> bool {
+    /// True when an address known to be inside all of `covering` and known by all of `names` is meant.
+    pub fn matches<'a>(
+        &self,
+        covering: impl IntoIterator<Item = &'a IpNet> + Clone,
+        names: impl IntoIterator<Item = &'a String>,
+    ) -> bool {
         let holds = |prefixes: &[IpNet]| {
             covering.clone().into_iter().any(|net| prefixes.iter().any(|prefix| prefix.contains(net)))
         };
-        holds(&self.include) && !holds(&self.except)
+        (holds(&self.include) || names.into_iter().any(|name| self.means(name))) && !holds(&self.except)
+    }
+
+    /// True when a name is among those meant; it must be in lower case and without the final dot.
+    pub fn means(&self, name: &str) -> bool {
+        self.names.iter().any(|pattern| pattern.matches(name))
     }
 }
 
@@ -164,6 +175,9 @@ impl fmt::Display for Networks {
         };
         f.write_str("net ")?;
         join(f, &self.include)?;
+        for (i, name) in self.names.iter().enumerate() {
+            write!(f, "{}{name}", if i > 0 || !self.include.is_empty() { "," } else { "" })?;
+        }
         if !self.except.is_empty() {
             f.write_str(" except ")?;
             join(f, &self.except)?;
@@ -278,8 +292,11 @@ mod tests {
 
     #[test]
     fn excepted_networks_are_cut_out() {
-        let networks =
-            Networks { include: vec!["10.0.0.0/8".parse().unwrap()], except: vec!["10.1.0.0/16".parse().unwrap()] };
+        let networks = Networks {
+            include: vec!["10.0.0.0/8".parse().unwrap()],
+            except: vec!["10.1.0.0/16".parse().unwrap()],
+            ..Networks::default()
+        };
         let side = Side::Net(networks);
         let at = |address: &str| side.matches(&Identity::external(address.parse().unwrap()));
         assert!(at("10.2.0.1"));

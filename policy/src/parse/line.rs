@@ -5,14 +5,17 @@ use ipnet::IpNet;
 use super::error::Fault;
 use super::lex::{Kind, Token, tokens};
 use crate::model::{
-    Action, Clause, Networks, Operator, PortRange, Rule, Selector, Side, is_keyword, looks_like_ports, starts_port_list,
+    Clause, DomainPattern, Ends, Moment, Networks, Operator, PortRange, Rule, Selector, Side, Verb, is_keyword,
+    looks_like_ports, starts_port_list,
 };
 
 /// A whole rule line.
 pub(super) fn rule(text: &str) -> Result<Rule, Fault> {
     let mut cursor = Cursor::new(text)?;
     let rule = cursor.rule()?;
-    cursor.finish("a port list, `encrypt`, `log`, `observe` or the end of the rule")?;
+    cursor.finish(
+        "a port list, `egress`, `ingress`, `until MOMENT`, `encrypt`, `log`, `observe` or the end of the rule",
+    )?;
     Ok(rule)
 }
 
@@ -35,9 +38,27 @@ pub(super) fn ports(text: &str) -> Result<Vec<PortRange>, Fault> {
     Ok(ports)
 }
 
+/// What may be listed after `net`.
+pub(super) enum Listed {
+    Net(IpNet),
+    Name(DomainPattern),
+}
+
+/// A network, or a name whose addresses are meant.
+pub(super) fn listed(word: &str) -> Result<Listed, String> {
+    // Only a name has a letter that is no hexadecimal digit and neither of the characters of addresses.
+    let name = word.starts_with("*.")
+        || (!word.contains([':', '/']) && word.contains('.') && word.contains(|c: char| c.is_alphabetic()));
+    if name {
+        return word.parse().map(Listed::Name).map_err(|error| format!("{error}"));
+    }
+    network(word).map(Listed::Net)
+}
+
 /// A prefix with no host bits set, or an address.
 pub(super) fn network(word: &str) -> Result<IpNet, String> {
-    const EXPECTED: &str = "expected a network such as 10.0.0.0/8 or 2001:db8::/32";
+    const EXPECTED: &str =
+        "expected a network such as 10.0.0.0/8 or 2001:db8::/32, or a name such as example.org or *.example.org";
     let net = match word.parse::<IpNet>() {
         Ok(net) => net,
         Err(_) => match word.parse::<IpAddr>() {
@@ -56,8 +77,10 @@ pub(super) fn network(word: &str) -> Result<IpNet, String> {
 }
 
 /// Demands that every excepted prefix cuts something out.
-pub(super) fn check_except(include: &[IpNet], except: &IpNet) -> Result<(), String> {
-    if include.iter().any(|net| net.contains(except)) {
+///
+/// Beside names anything may be excepted: where they lead is not known beforehand.
+pub(super) fn check_except(networks: &Networks, except: &IpNet) -> Result<(), String> {
+    if !networks.names.is_empty() || networks.include.iter().any(|net| net.contains(except)) {
         return Ok(());
     }
     Err(format!("`{except}` excepts nothing: expected a prefix inside one of those before `except`"))
@@ -98,12 +121,14 @@ impl Cursor {
 
     fn rule(&mut self) -> Result<Rule, Fault> {
         let name = self.name()?;
-        let action = if self.take_word("allow") {
-            Action::Allow
+        let verb = if self.take_word("allow") {
+            Verb::Allow
         } else if self.take_word("deny") {
-            Action::Deny
+            Verb::Deny
+        } else if self.take_word("pass") {
+            Verb::Pass
         } else {
-            return Err(self.expected("`allow` or `deny`"));
+            return Err(self.expected("`allow`, `deny` or `pass`"));
         };
         let subject = self.side()?;
         if !self.take(&Kind::Arrow) {
@@ -112,8 +137,7 @@ impl Cursor {
         let object_at = self.offset();
         let object = self.side()?;
         check_sides(&subject, &object).map_err(|message| Fault::new(object_at, message))?;
-        let mut rule =
-            Rule { name, action, subject, object, ports: Vec::new(), encrypt: false, log: false, observe: false };
+        let mut rule = Rule { name, ..Rule::new(verb, subject, object) };
         self.tail(&mut rule)?;
         Ok(rule)
     }
@@ -136,17 +160,38 @@ impl Cursor {
             let at = self.offset();
             if self.at_ports() {
                 self.ports(&mut rule.ports)?;
+            } else if let Some(ends) = self.ends() {
+                if rule.ends != Ends::Both && rule.ends != ends {
+                    return Err(Fault::new(at, BOTH_ENDS));
+                }
+                check_ends(ends, &rule.subject, &rule.object).map_err(|message| Fault::new(at, message))?;
+                rule.ends = ends;
+            } else if self.take_word("until") {
+                let at = self.offset();
+                if rule.until.is_some() {
+                    return Err(Fault::new(at, "`until` is given twice: expected it once"));
+                }
+                let word = self.text("a moment such as 2026-12-31T23:59:59Z after `until`")?;
+                rule.until = Some(moment(&word).map_err(|message| Fault::new(at, message))?);
             } else if self.take_word("log") {
                 rule.log = true;
             } else if self.take_word("observe") {
+                check_observe(rule.verb).map_err(|message| Fault::new(at, message))?;
                 rule.observe = true;
             } else if self.take_word("encrypt") {
-                check_encrypt(rule.action).map_err(|message| Fault::new(at, message))?;
+                check_encrypt(rule.verb).map_err(|message| Fault::new(at, message))?;
                 rule.encrypt = true;
             } else {
                 return Ok(());
             }
         }
+    }
+
+    fn ends(&mut self) -> Option<Ends> {
+        if self.take_word("egress") {
+            return Some(Ends::Egress);
+        }
+        self.take_word("ingress").then_some(Ends::Ingress)
     }
 
     fn side(&mut self) -> Result<Side, Fault> {
@@ -284,25 +329,46 @@ impl Cursor {
     }
 
     fn networks(&mut self) -> Result<Networks, Fault> {
-        let include = self.network_list(&[])?;
-        let except = if self.take_word("except") { self.network_list(&include)? } else { Vec::new() };
-        Ok(Networks { include, except })
-    }
-
-    fn network_list(&mut self, within: &[IpNet]) -> Result<Vec<IpNet>, Fault> {
-        let mut list = Vec::new();
+        let mut networks = Networks::default();
         loop {
             let at = self.offset();
-            let word = self.text("a network such as 10.0.0.0/8 or 2001:db8::/32")?;
-            let net = network(&word).map_err(|message| Fault::new(at, message))?;
-            if !within.is_empty() {
-                check_except(within, &net).map_err(|message| Fault::new(at, message))?;
+            let word = self.network_word()?;
+            match listed(&word).map_err(|message| Fault::new(at, message))? {
+                Listed::Net(net) => networks.include.push(net),
+                Listed::Name(name) => networks.names.push(name),
             }
-            list.push(net);
             if !self.take(&Kind::Comma) {
-                return Ok(list);
+                break;
             }
         }
+        if !self.take_word("except") {
+            return Ok(networks);
+        }
+        loop {
+            let at = self.offset();
+            let word = self.network_word()?;
+            let net = network(&word).map_err(|message| Fault::new(at, message))?;
+            check_except(&networks, &net).map_err(|message| Fault::new(at, message))?;
+            networks.except.push(net);
+            if !self.take(&Kind::Comma) {
+                return Ok(networks);
+            }
+        }
+    }
+
+    /// A word; `*.example.org` comes as a star and a word.
+    fn network_word(&mut self) -> Result<String, Fault> {
+        let star = self.peek() == Some(&Kind::Star);
+        if star
+            && let [star, word, ..] = &self.tokens[self.at..]
+            && let Kind::Word(text) = &word.kind
+            && star.end == word.start
+        {
+            let pattern = format!("*{text}");
+            self.at += 2;
+            return Ok(pattern);
+        }
+        self.text("a network such as 10.0.0.0/8 or 2001:db8::/32, or a name such as example.org or *.example.org")
     }
 
     fn at_ports(&self) -> bool {
@@ -370,15 +436,43 @@ impl Cursor {
 }
 
 /// Refuses `encrypt` where nothing would be sent.
-pub(super) fn check_encrypt(action: Action) -> Result<(), String> {
-    match action {
-        Action::Allow => Ok(()),
-        Action::Deny => Err("`encrypt` has no meaning in a deny rule: expected it on `allow` only".to_owned()),
+pub(super) fn check_encrypt(verb: Verb) -> Result<(), String> {
+    match verb {
+        Verb::Allow => Ok(()),
+        _ => Err(format!("`encrypt` has no meaning in a {verb} rule: expected it on `allow` only")),
     }
 }
 
+/// Refuses to observe what has no outcome of its own to report.
+pub(super) fn check_observe(verb: Verb) -> Result<(), String> {
+    match verb {
+        Verb::Pass => Err("`observe` has no meaning in a pass rule: expected it on `allow` or `deny`".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses to speak for the end of an external network: it has none.
+pub(super) fn check_ends(ends: Ends, subject: &Side, object: &Side) -> Result<(), String> {
+    let (word, side) = match ends {
+        Ends::Both => return Ok(()),
+        Ends::Egress => ("egress", subject),
+        Ends::Ingress => ("ingress", object),
+    };
+    match side {
+        Side::Net(_) => Err(format!("`{word}` speaks for the end of a PU: expected a selector of PUs on that side")),
+        Side::Tags(_) => Ok(()),
+    }
+}
+
+/// The moment of an `until`.
+pub(super) fn moment(text: &str) -> Result<Moment, String> {
+    text.parse().map_err(|error| format!("{error}"))
+}
+
+const BOTH_ENDS: &str = "both `egress` and `ingress`: expected one of them, or neither for both ends";
+
 fn ends_clauses(word: &str) -> bool {
-    matches!(word, "or" | "encrypt" | "log" | "observe") || starts_port_list(word)
+    matches!(word, "or" | "egress" | "ingress" | "until" | "encrypt" | "log" | "observe") || starts_port_list(word)
 }
 
 fn range(protocol: u8, text: &str) -> Result<PortRange, String> {

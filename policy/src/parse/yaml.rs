@@ -1,16 +1,16 @@
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
 use super::error::{Fault, PolicyError};
-use super::line;
+use super::line::{self, Listed};
 use super::yaml_tree::{Content, Node, Scalar, documents};
-use crate::model::{Action, Clause, Namespace, Networks, Operator, PolicyRule, PortRange, Rule, Selector, Side};
+use crate::model::{
+    Clause, Ends, Head, Namespace, Networks, Operator, PolicyRule, PortRange, Rule, Selector, Side, Tier, Verb,
+};
 
 type Parsed<T> = Result<T, PolicyError>;
 
-const POLICY_KEYS: [&str; 3] = ["name", "namespace", "rules"];
-const RULE_KEYS: [&str; 8] = ["name", "action", "from", "to", "ports", "encrypt", "log", "observe"];
+const POLICY_KEYS: [&str; 5] = ["name", "namespace", "tier", "priority", "rules"];
+const RULE_KEYS: [&str; 10] = ["name", "action", "from", "to", "ports", "ends", "until", "encrypt", "log", "observe"];
 const SIDE_KEYS: [&str; 4] = ["any", "tags", "net", "except"];
 
 /// Reads a policy file, adding to `rules` what is well-formed and to `errors` what is not.
@@ -34,7 +34,7 @@ pub(super) fn file(file: &str, text: &str, rules: &mut Vec<PolicyRule>, errors: 
 }
 
 fn policy(node: &Node, rules: &mut Vec<PolicyRule>, errors: &mut Vec<PolicyError>) {
-    let read = || -> Parsed<(Arc<str>, Namespace, &[Node])> {
+    let read = || -> Parsed<(Head, &[Node])> {
         let fields = Fields::new(node, "a policy", &POLICY_KEYS)?;
         let name_node = fields.require("name")?;
         let name = text(name_node)?;
@@ -43,6 +43,7 @@ fn policy(node: &Node, rules: &mut Vec<PolicyRule>, errors: &mut Vec<PolicyError
             Some(node) => text(node)?.parse().map_err(|error| node.error(format!("{error}")))?,
             None => Namespace::root(),
         };
+        let tier = tier(&fields)?;
         let rules = fields.require("rules")?;
         let rules = match &rules.content {
             Content::List(rules) => rules.as_slice(),
@@ -51,17 +52,16 @@ fn policy(node: &Node, rules: &mut Vec<PolicyRule>, errors: &mut Vec<PolicyError
                 return Err(rules.error(format!("found {}: expected a list of rules", rules.kind())));
             }
         };
-        Ok((name.into(), namespace, rules))
+        Ok((Head { name: name.into(), namespace, tier }, rules))
     };
-    let (name, namespace, nodes) = match read() {
-        Ok(read) => read,
+    let (head, nodes) = match read() {
+        Ok((head, nodes)) => (Arc::new(head), nodes),
         Err(error) => return errors.push(error),
     };
     for (index, node) in nodes.iter().enumerate() {
-        match rule(node) {
+        match rule(node).and_then(|rule| in_tier(node, rule, head.tier)) {
             Ok(rule) => rules.push(PolicyRule::new(
-                name.clone(),
-                namespace.clone(),
+                head.clone(),
                 u32::try_from(index + 1).unwrap_or(u32::MAX),
                 node.location.clone(),
                 rule,
@@ -69,6 +69,47 @@ fn policy(node: &Node, rules: &mut Vec<PolicyRule>, errors: &mut Vec<PolicyError
             Err(error) => errors.push(error),
         }
     }
+}
+
+/// The tier and, where the order counts, the priority.
+fn tier(fields: &Fields<'_>) -> Parsed<Tier> {
+    let named = fields.get("tier");
+    let priority = fields.get("priority");
+    let ordered = match named.map(text).transpose()? {
+        None | Some("normal") => {
+            return match priority {
+                None => Ok(Tier::Normal),
+                Some(node) => Err(node.error(
+                    "`priority` in the normal tier, where deny beats allow whatever the order: expected `tier: admin` or `tier: baseline` with it",
+                )),
+            };
+        }
+        Some("admin") => Tier::Admin,
+        Some("baseline") => Tier::Baseline,
+        Some(other) => {
+            let node = named.unwrap_or(fields.node);
+            return Err(node.error(format!("found `{other}`: expected `admin`, `normal` or `baseline`")));
+        }
+    };
+    let node = fields.require("priority")?;
+    let priority = text(node)?;
+    let number = priority.chars().all(|c| c.is_ascii_digit()).then(|| priority.parse().ok()).flatten();
+    let number = number.ok_or_else(|| {
+        node.error(format!(
+            "`{priority}` is not a priority: expected a number from 0 to 65535, the smallest asked first"
+        ))
+    })?;
+    Ok(ordered(number))
+}
+
+/// Refuses what only has a meaning where rules are asked one after the other.
+fn in_tier(node: &Node, rule: Rule, tier: Tier) -> Parsed<Rule> {
+    if rule.verb == Verb::Pass && !tier.is_ordered() {
+        return Err(node.error(
+            "`pass` in the normal tier: expected `allow` or `deny`, or a policy of `tier: admin` or `tier: baseline`",
+        ));
+    }
+    Ok(rule)
 }
 
 fn rule(node: &Node) -> Parsed<Rule> {
@@ -89,7 +130,7 @@ fn is_named_line(key: &Node, value: &Node) -> bool {
     match (&key.content, &value.content) {
         (Content::Scalar(key), Content::Scalar(value)) => {
             !RULE_KEYS.contains(&key.text.as_str())
-                && ["allow", "deny"].iter().any(|verb| value.text.split_whitespace().next() == Some(verb))
+                && ["allow", "deny", "pass"].iter().any(|verb| value.text.split_whitespace().next() == Some(verb))
         }
         _ => false,
     }
@@ -114,11 +155,12 @@ fn rule_mapping(node: &Node) -> Parsed<Rule> {
         None => None,
     };
     let action_node = fields.require("action")?;
-    let action = match text(action_node)? {
-        "allow" => Action::Allow,
-        "deny" => Action::Deny,
+    let verb = match text(action_node)? {
+        "allow" => Verb::Allow,
+        "deny" => Verb::Deny,
+        "pass" => Verb::Pass,
         other => {
-            return Err(action_node.error(format!("found `{other}`: expected `allow` or `deny`")));
+            return Err(action_node.error(format!("found `{other}`: expected `allow`, `deny` or `pass`")));
         }
     };
     let subject = side(fields.require("from")?)?;
@@ -127,18 +169,38 @@ fn rule_mapping(node: &Node) -> Parsed<Rule> {
     line::check_sides(&subject, &object).map_err(|message| object_node.error(message))?;
     let encrypt = fields.flag("encrypt")?;
     if let (true, Some(node)) = (encrypt, fields.get("encrypt")) {
-        line::check_encrypt(action).map_err(|message| node.error(message))?;
+        line::check_encrypt(verb).map_err(|message| node.error(message))?;
     }
+    let observe = fields.flag("observe")?;
+    if let (true, Some(node)) = (observe, fields.get("observe")) {
+        line::check_observe(verb).map_err(|message| node.error(message))?;
+    }
+    let ends = match fields.get("ends") {
+        Some(node) => ends(node, &subject, &object)?,
+        None => Ends::Both,
+    };
+    let until = |node: &Node| line::moment(text(node)?).map_err(|message| node.error(message));
     Ok(Rule {
         name,
-        action,
-        subject,
-        object,
         ports: fields.get("ports").map(ports).transpose()?.unwrap_or_default(),
+        ends,
+        until: fields.get("until").map(until).transpose()?,
         encrypt,
         log: fields.flag("log")?,
-        observe: fields.flag("observe")?,
+        observe,
+        ..Rule::new(verb, subject, object)
     })
+}
+
+fn ends(node: &Node, subject: &Side, object: &Side) -> Parsed<Ends> {
+    let ends = match text(node)? {
+        "both" => Ends::Both,
+        "egress" => Ends::Egress,
+        "ingress" => Ends::Ingress,
+        other => return Err(node.error(format!("found `{other}`: expected `egress`, `ingress` or `both`"))),
+    };
+    line::check_ends(ends, subject, object).map_err(|message| node.error(message))?;
+    Ok(ends)
 }
 
 fn side(node: &Node) -> Parsed<Side> {
@@ -178,14 +240,19 @@ fn side_mapping(node: &Node) -> Parsed<Side> {
         },
         (None, Some(tags), None) if fields.get("except").is_none() => tag_mapping(tags),
         (None, None, Some(net)) => {
-            let include = networks(net)?;
-            let except = fields.get("except").map(networks).transpose()?.unwrap_or_default();
-            for (net, node) in &except {
-                let include: Vec<IpNet> = include.iter().map(|(net, _)| *net).collect();
-                line::check_except(&include, net).map_err(|message| node.error(message))?;
+            let mut meant = Networks::default();
+            for (word, node) in words(net)? {
+                match line::listed(word).map_err(|message| node.error(message))? {
+                    Listed::Net(net) => meant.include.push(net),
+                    Listed::Name(name) => meant.names.push(name),
+                }
             }
-            let strip = |list: Vec<(IpNet, &Node)>| list.into_iter().map(|(net, _)| net).collect();
-            Ok(Side::Net(Networks { include: strip(include), except: strip(except) }))
+            for (word, node) in fields.get("except").map(words).transpose()?.unwrap_or_default() {
+                let net = line::network(word).map_err(|message| node.error(message))?;
+                line::check_except(&meant, &net).map_err(|message| node.error(message))?;
+                meant.except.push(net);
+            }
+            Ok(Side::Net(meant))
         }
         _ => Err(one_of()),
     }
@@ -238,10 +305,8 @@ fn tag_value(node: &Node) -> Parsed<String> {
     Ok(value.to_owned())
 }
 
-fn networks(node: &Node) -> Parsed<Vec<(IpNet, &Node)>> {
-    let one = |node: &'_ Node| -> Parsed<Vec<IpNet>> {
-        text(node)?.split(',').map(|word| line::network(word.trim()).map_err(|message| node.error(message))).collect()
-    };
+/// Networks and names, each with the node it stands in.
+fn words(node: &Node) -> Parsed<Vec<(&str, &Node)>> {
     let items = match &node.content {
         Content::List(items) if !items.is_empty() => items.as_slice(),
         Content::List(_) => {
@@ -251,7 +316,7 @@ fn networks(node: &Node) -> Parsed<Vec<(IpNet, &Node)>> {
     };
     let mut list = Vec::new();
     for item in items {
-        list.extend(one(item)?.into_iter().map(|net| (net, item)));
+        list.extend(text(item)?.split(',').map(|word| (word.trim(), item)));
     }
     Ok(list)
 }

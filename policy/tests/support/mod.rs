@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use policy::{
-    Action, Clause, Identity, Location, Namespace, Networks, Operator, PolicyRule, PortRange, Rule, Selector, Side,
-    Tags,
+    Clause, Ends, Head, Identity, Location, Moment, Namespace, Networks, Operator, PolicyRule, PortRange, Rule,
+    Selector, Side, Tags, Tier, Verb,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
@@ -60,7 +60,7 @@ pub fn any_word() -> BoxedStrategy<String> {
         "[a-z*/:.\\-\"'\\\\ =!0-9]{0,8}",
         select(vec![
             "any", "net", "in", "not", "or", "and", "log", "observe", "encrypt", "tcp", "udp/53", "tcp/80", "allow",
-            "deny", "except", "icmp", "icmp6", "80", "a:", "a-", "->",
+            "deny", "except", "icmp", "icmp6", "80", "a:", "a-", "->", "pass", "until", "egress", "ingress",
         ])
         .prop_map(str::to_owned),
     ]
@@ -97,15 +97,20 @@ fn net_side() -> impl Strategy<Value = Side> {
         "2001:db8::/32",
         "2001:db8:1::/48",
     ];
-    (subsequence(prefixes.clone(), 1..4), subsequence(prefixes, 0..3)).prop_map(|(include, except)| {
-        let include: Vec<ipnet::IpNet> = include.iter().map(|net| net.parse().unwrap()).collect();
-        let except = except
-            .iter()
-            .map(|net| net.parse().unwrap())
-            .filter(|net| include.iter().any(|within| within.contains(net)))
-            .collect();
-        Side::Net(Networks { include, except })
-    })
+    let names = vec!["a.org", "*.a.org", "b.a.org"];
+    (subsequence(prefixes.clone(), 0..4), subsequence(names, 0..2), subsequence(prefixes, 0..3)).prop_map(
+        |(include, names, except)| {
+            let include = if include.is_empty() && names.is_empty() { vec!["10.0.0.0/8"] } else { include };
+            let include: Vec<ipnet::IpNet> = include.iter().map(|net| net.parse().unwrap()).collect();
+            let except = except
+                .iter()
+                .map(|net| net.parse().unwrap())
+                .filter(|net| !names.is_empty() || include.iter().any(|within| within.contains(net)))
+                .collect();
+            let names = names.iter().map(|name| name.parse().unwrap()).collect();
+            Side::Net(Networks { include, names, except })
+        },
+    )
 }
 
 fn port_range() -> impl Strategy<Value = PortRange> {
@@ -128,7 +133,13 @@ fn port_range() -> impl Strategy<Value = PortRange> {
     ])
 }
 
-/// `encrypt` appears on allow rules only, as the parser demands.
+/// Moments at which rules end; those at which they are judged lie between.
+pub fn moment() -> impl Strategy<Value = Moment> {
+    (1u64..6).prop_map(|n| Moment::from_unix(n * 10))
+}
+
+/// `encrypt` appears on allow rules only, `observe` on none that pass, and no end speaks for a network, as the parser
+/// demands.
 pub fn rule(key: BoxedStrategy<String>, word: BoxedStrategy<String>) -> impl Strategy<Value = Rule> {
     let side = tags_side(key, word);
     let sides = prop_oneof![
@@ -136,31 +147,49 @@ pub fn rule(key: BoxedStrategy<String>, word: BoxedStrategy<String>) -> impl Str
         1 => (net_side(), side.clone()),
         1 => (side, net_side()),
     ];
+    let verb = prop_oneof![4 => Just(Verb::Allow), 2 => Just(Verb::Deny), 1 => Just(Verb::Pass)];
+    let ends = prop_oneof![3 => Just(Ends::Both), 1 => Just(Ends::Egress), 1 => Just(Ends::Ingress)];
     (
         proptest::option::of("[a-z][a-z0-9_.-]{0,6}"),
-        proptest::bool::weighted(0.3),
+        verb,
         sides,
         vec(port_range(), 0..4),
+        (ends, proptest::option::weighted(0.2, moment())),
         any::<[bool; 2]>(),
         proptest::bool::weighted(0.3),
     )
-        .prop_map(|(name, deny, (subject, object), ports, [encrypt, log], observe)| Rule {
-            name,
-            action: if deny { Action::Deny } else { Action::Allow },
-            subject,
-            object,
-            ports,
-            encrypt: encrypt && !deny,
-            log,
-            observe,
+        .prop_map(|(name, verb, (subject, object), ports, (ends, until), [encrypt, log], observe)| {
+            let ends = match (ends, &subject, &object) {
+                (Ends::Egress, Side::Net(_), _) | (Ends::Ingress, _, Side::Net(_)) => Ends::Both,
+                _ => ends,
+            };
+            Rule {
+                name,
+                ports,
+                ends,
+                until,
+                encrypt: encrypt && verb == Verb::Allow,
+                log,
+                observe: observe && verb != Verb::Pass,
+                ..Rule::new(verb, subject, object)
+            }
         })
 }
 
 /// A rule in a policy; names are left out, so that equal rules may stand side by side.
 pub fn policy_rule() -> impl Strategy<Value = Arc<PolicyRule>> {
-    (rule(small_key(), small_word()), namespace()).prop_map(|(mut rule, namespace)| {
+    let tier = prop_oneof![
+        6 => Just(Tier::Normal),
+        1 => (0u16..3).prop_map(Tier::Admin),
+        1 => (0u16..3).prop_map(Tier::Baseline),
+    ];
+    let place = (namespace(), tier, 1u32..4, select(vec!["p", "q"]));
+    (rule(small_key(), small_word()), place).prop_map(|(mut rule, (namespace, tier, position, policy))| {
         rule.name = None;
-        let location = Location::default();
-        Arc::new(PolicyRule::new("p".into(), namespace, 1, location, rule))
+        if rule.verb == Verb::Pass && !tier.is_ordered() {
+            rule.verb = Verb::Allow;
+        }
+        let head = Head { name: policy.into(), namespace, tier };
+        Arc::new(PolicyRule::new(Arc::new(head), position, Location::default(), rule))
     })
 }
