@@ -213,8 +213,12 @@ fn spellings() {
 #[test]
 fn the_documented_file_parses() {
     let docs = include_str!("../../docs/policy.md");
-    let yaml = docs.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next());
-    let rules = parse_file("docs/policy.md", yaml.unwrap()).unwrap();
+    let blocks: Vec<&str> = docs.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    for block in &blocks {
+        parse_file("docs/policy.md", block).unwrap();
+    }
+    let shop = blocks.iter().find(|block| block.contains("name: shop")).unwrap();
+    let rules = parse_file("docs/policy.md", shop).unwrap();
     assert_eq!(rules.len(), 4);
     assert_eq!(rules[2].rule().subject.to_string(), "user=guest | !user");
 }

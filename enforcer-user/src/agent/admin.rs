@@ -39,7 +39,8 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
         Request::Policy => Ok(Response::Policy(views::policy(shared))),
         Request::Explain { subject, object, protocol, port } => {
             let state = shared.state();
-            let explained = policy::explain(state.compiled.rules(), &subject, &object, protocol, port, state.compiled.now());
+            let explained =
+                policy::explain(state.compiled.rules(), &subject, &object, protocol, port, state.compiled.now());
             Ok(Response::Explained((&explained).into()))
         }
         Request::Forget { peer } => forget(shared, peer.as_deref()).map(Response::Forgotten),

@@ -159,6 +159,7 @@ pub(super) fn flows(shared: &Shared, limit: usize) -> Result<FlowsView, MapWrite
 
 pub(super) fn policy(shared: &Shared) -> PolicyView {
     let state = shared.state();
+    let now = state.compiled.now();
     PolicyView {
         generation: state.config.current().generation,
         files: state.policy_files.iter().map(|file| file.display().to_string()).collect(),

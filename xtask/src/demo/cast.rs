@@ -176,7 +176,14 @@ mod tests_of_the_decree {
         let rules = policy::parse_file("decree.yaml", &text).expect("the decree parses");
         for attempt in script::scenes().iter().flat_map(|scene| &scene.attempts) {
             let numbered = rules.iter().zip(0..).map(|(rule, number)| (RuleId(number), rule.as_ref()));
-            let decision = policy::evaluate(numbered, &identity(attempt.from), &identity(attempt.to), 6, attempt.port, Moment::START);
+            let decision = policy::evaluate(
+                numbered,
+                &identity(attempt.from),
+                &identity(attempt.to),
+                6,
+                attempt.port,
+                Moment::START,
+            );
             let rule = decision.rule.map(|id| rules[id.0 as usize].full_name());
             let row = format!("{} -> {}:{}", attempt.from, attempt.to, attempt.port);
             match attempt.expected {
