@@ -41,6 +41,8 @@ pub struct Attempt {
     pub micros: u64,
     /// Microseconds until the reply (or its absence) was known; the same as `micros` if nothing was sent.
     pub total_micros: u64,
+    /// When connect(2) had its answer, Unix microseconds.
+    pub answered_at: u64,
     /// The socket's own address and port.
     pub local: String,
     /// Whom it called.

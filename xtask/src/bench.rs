@@ -9,6 +9,7 @@ mod inside;
 mod pairs;
 mod profile;
 mod rows;
+mod workloads;
 
 use std::env;
 use std::fs;
@@ -56,6 +57,8 @@ enum Group {
     Compile,
     /// The agent's memory
     Memory,
+    /// How long workloads wait before they may talk
+    Workloads,
 }
 
 /// Runs the measurements and prints them.
@@ -89,6 +92,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     if chosen(Group::Memory) {
         inside::memory(&plan, &sizes, &tools, &mut rows)?;
+    }
+    if chosen(Group::Workloads) {
+        workloads::starts(&plan, &mut rows)?;
     }
     print!("{}", rows.table());
     if options.only.is_empty() {

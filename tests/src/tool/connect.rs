@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::Args;
@@ -71,6 +71,7 @@ impl Connect {
             None => Err(Errno::EBADF),
         });
         let micros = micros_since(begin);
+        let answered_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
         let local = stream.as_ref().and_then(|stream| stream.local_addr().ok());
         let mut reply = Vec::new();
         let talked = connected.and_then(|()| match &stream {
@@ -87,6 +88,7 @@ impl Connect {
             errno,
             micros,
             total_micros: micros_since(begin),
+            answered_at: u64::try_from(answered_at).unwrap_or(u64::MAX),
             local: local.map(|local| local.to_string()).unwrap_or_default(),
             remote: self.to.to_string(),
             reply: String::from_utf8_lossy(&reply).into_owned(),

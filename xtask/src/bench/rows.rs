@@ -81,6 +81,18 @@ impl Rows {
         self.rows.push(Row { name: name.to_owned(), unit, median, min, max, pairs: values.len() });
     }
 
+    /// Adds a row of these values, and one of the value that 99 in 100 of them do not exceed.
+    pub fn add_with_tail(&mut self, name: &str, unit: &'static str, values: &[f64]) {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        self.add(name, unit, values);
+        // Nearest rank: with fewer than a hundred values, the largest.
+        let rank = (sorted.len() * 99).div_ceil(100);
+        if let Some(tail) = rank.checked_sub(1).and_then(|index| sorted.get(index)) {
+            self.add(&format!("{name}_p99"), unit, &[*tail]);
+        }
+    }
+
     /// Checks that no promised row is missing.
     ///
     /// # Errors
