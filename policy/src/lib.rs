@@ -12,6 +12,7 @@ pub mod compile;
 pub mod consent;
 pub mod evaluate;
 pub mod explain;
+pub mod import;
 pub mod model;
 pub mod parse;
 pub mod record;

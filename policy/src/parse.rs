@@ -1,10 +1,10 @@
 //! From text to rules: single lines and YAML files.
 
-mod error;
+pub(crate) mod error;
 mod lex;
 mod line;
 mod yaml;
-mod yaml_tree;
+pub(crate) mod yaml_tree;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -25,7 +25,7 @@ pub struct PolicyErrors(Vec<PolicyError>);
 
 /// A mistake at a byte offset of a rule's text, before it is known where that text stands.
 #[derive(Debug)]
-pub(super) struct Fault {
+pub(crate) struct Fault {
     pub offset: usize,
     pub message: String,
 }
@@ -38,7 +38,7 @@ impl PolicyError {
 
 impl PolicyErrors {
     /// `None` when there is nothing wrong.
-    pub(super) fn new(errors: Vec<PolicyError>) -> Option<Self> {
+    pub(crate) fn new(errors: Vec<PolicyError>) -> Option<Self> {
         (!errors.is_empty()).then_some(Self(errors))
     }
 

@@ -6,18 +6,18 @@ use super::error::{Fault, PolicyError};
 use crate::model::Location;
 
 /// A YAML node that knows where it was written.
-pub(super) struct Node {
+pub(crate) struct Node {
     pub location: Location,
     pub content: Content,
 }
 
-pub(super) enum Content {
+pub(crate) enum Content {
     Scalar(Scalar),
     List(Vec<Node>),
     Map(Vec<(Node, Node)>),
 }
 
-pub(super) struct Scalar {
+pub(crate) struct Scalar {
     pub text: String,
     /// Written without quotes or block marker.
     pub plain: bool,
@@ -62,7 +62,7 @@ impl Scalar {
 }
 
 /// Reads every document of a file.
-pub(super) fn documents(file: &Arc<str>, text: &str) -> Result<Vec<Node>, PolicyError> {
+pub(crate) fn documents(file: &Arc<str>, text: &str) -> Result<Vec<Node>, PolicyError> {
     Builder { file, lines: text.lines().collect(), open: Vec::new(), documents: Vec::new() }.run(text)
 }
 

@@ -1,0 +1,1 @@
+//! What cannot be read or said: file, line, object and field.
