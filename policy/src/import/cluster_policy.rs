@@ -129,9 +129,9 @@ fn read_peer<'a>(place: &Place<'a>, egress: bool, verb: &str, peers: &mut Vec<Pe
         "namespaces" => peers.push(Peer::Pods(Pods::read_namespaces(&value)?)),
         "pods" => peers.push(Peer::Pods(Pods::read_namespaced(&value)?)),
         "nodes" => {
-            return Err(value.error(
-                "nodes are not known by their labels here: name their addresses under `networks` instead",
-            ));
+            return Err(
+                value.error("nodes are not known by their labels here: name their addresses under `networks` instead")
+            );
         }
         "networks" => {
             for item in at_least_one(&fields, kind)? {
@@ -164,7 +164,9 @@ fn read_domain(place: &Place) -> Read<String> {
     };
     match labels.contains('.') && labels.len() <= 253 && labels.split('.').all(label) {
         true => Ok(name.to_ascii_lowercase()),
-        false => Err(place.error(format!("`{text}` is not a domain name: expected such as example.org or *.example.org"))),
+        false => {
+            Err(place.error(format!("`{text}` is not a domain name: expected such as example.org or *.example.org")))
+        }
     }
 }
 

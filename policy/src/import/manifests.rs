@@ -52,8 +52,12 @@ impl<'a> Manifests<'a> {
         for document in documents {
             Object::read_all(document, &mut |object| {
                 let taken = object.and_then(|object| {
-                    let key =
-                        (object.api_version.clone(), object.kind.clone(), object.namespace.clone(), object.name.clone());
+                    let key = (
+                        object.api_version.clone(),
+                        object.kind.clone(),
+                        object.namespace.clone(),
+                        object.name.clone(),
+                    );
                     match seen.insert(key) {
                         true => manifests.take(&object, default_namespace),
                         false => Err(object.place.error("stands in the files twice: expected each object once")),
@@ -126,9 +130,7 @@ impl<'a> Manifests<'a> {
     }
 
     fn mention(&mut self, namespace: &str, object: &Object<'a>) {
-        self.mentioned
-            .entry(namespace.to_owned())
-            .or_insert_with(|| format!("{} {}", object.kind, object.name));
+        self.mentioned.entry(namespace.to_owned()).or_insert_with(|| format!("{} {}", object.kind, object.name));
     }
 
     /// Labels of every namespace, for a selector that asks for them.

@@ -98,8 +98,6 @@ fn text(metadata: &Fields, key: &str) -> Read<Option<String>> {
     // Names of roles may hold more, but none of those say anything here.
     match is_dns_name(text) || text.contains(':') {
         true => Ok(Some(text.to_owned())),
-        false => {
-            Err(place.error(format!("`{text}` is not a name: expected lower-case letters, digits, `-` and `.`")))
-        }
+        false => Err(place.error(format!("`{text}` is not a name: expected lower-case letters, digits, `-` and `.`"))),
     }
 }

@@ -42,7 +42,11 @@ pub(super) struct Block<'a> {
 pub(super) enum Port<'a> {
     Range(PortRange),
     /// Whatever port the destination pod gives this name; of any protocol if none is said.
-    Named { place: Place<'a>, protocol: Option<u8>, name: String },
+    Named {
+        place: Place<'a>,
+        protocol: Option<u8>,
+        name: String,
+    },
 }
 
 impl<'a> Pods<'a> {

@@ -110,7 +110,6 @@ impl<'a> Place<'a> {
         Ok(&scalar.text)
     }
 
-
     pub fn integer(&self) -> Read<i64> {
         match self.int_or_string()? {
             IntOrString::Int(number) => Ok(number),
@@ -214,9 +213,9 @@ fn is_text(text: &str) -> bool {
         plain.parse::<f64>().is_ok()
             || matches!(plain.as_str(), ".inf" | ".nan")
             || ["0x", "0o", "0b"].iter().any(|prefix| {
-                plain.strip_prefix(prefix).is_some_and(|rest| {
-                    !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_hexdigit())
-                })
+                plain
+                    .strip_prefix(prefix)
+                    .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_hexdigit()))
             })
     };
     !WORDS.contains(&lower.as_str()) && !number

@@ -67,7 +67,9 @@ fn one(
     let push = |destinations: &mut Vec<Destination>, clauses: Vec<Clause>, ports: BTreeSet<PortRange>| {
         let ports: Vec<PortRange> = ports.into_iter().collect();
         match destinations.iter_mut().find(|known| known.clauses == clauses) {
-            Some(known) => known.ports.extend(ports.into_iter().filter(|port| !known.ports.contains(port)).collect::<Vec<_>>()),
+            Some(known) => {
+                known.ports.extend(ports.into_iter().filter(|port| !known.ports.contains(port)).collect::<Vec<_>>())
+            }
             None => destinations.push(Destination { clauses, ports }),
         }
     };
@@ -95,14 +97,14 @@ fn one(
 
 /// The clauses, and every label of the workload.
 fn narrowed(clauses: &[Clause], workload: &Workload) -> Vec<Clause> {
-    let equals = |(key, value): (&str, &str)| Clause {
-        key: key.to_owned(),
-        operator: Operator::Equals(value.to_owned()),
-    };
+    let equals =
+        |(key, value): (&str, &str)| Clause { key: key.to_owned(), operator: Operator::Equals(value.to_owned()) };
     let labels = workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     let all: Vec<Clause> =
         std::iter::once((POD_NAMESPACE, workload.namespace.as_str())).chain(labels).map(equals).collect();
-    let kept = clauses.iter().filter(|clause| !all.contains(clause) && !matches!(&clause.operator, Operator::Exists | Operator::In(_)));
+    let kept = clauses
+        .iter()
+        .filter(|clause| !all.contains(clause) && !matches!(&clause.operator, Operator::Exists | Operator::In(_)));
     all.iter().chain(kept).cloned().collect()
 }
 

@@ -32,6 +32,7 @@ struct Policy {
 struct Writer<'a> {
     manifests: &'a Manifests<'a>,
     outside: Outside,
+    unselected: Unselected,
     keys: BTreeSet<String>,
     notes: Vec<String>,
 }
@@ -44,8 +45,13 @@ enum Who {
 }
 
 pub(super) fn write(manifests: &Manifests, options: &Options, errors: &mut Vec<PolicyError>) -> Imported {
-    let mut writer =
-        Writer { manifests, outside: Outside::new(options), keys: BTreeSet::new(), notes: manifests.notes.clone() };
+    let mut writer = Writer {
+        manifests,
+        outside: Outside::new(options),
+        unselected: options.unselected,
+        keys: BTreeSet::new(),
+        notes: manifests.notes.clone(),
+    };
     let mut policies = Vec::new();
     let mut take = |policy: Read<Policy>| match policy {
         Ok(policy) => policies.push(policy),
@@ -91,6 +97,9 @@ impl Writer<'_> {
             for (index, rule) in rules.iter().enumerate() {
                 let name = rule_name(end, index, rule.name.as_deref());
                 let cluster_policy::Rule { place, verb, peers, ports, .. } = rule;
+                // After the baseline comes what becomes of everything nobody speaks of.
+                let passed = policy.tier == cluster_policy::Tier::Baseline && *verb == "pass";
+                let verb = if passed && self.unselected == Unselected::Allow { "allow" } else { *verb };
                 let lines = self.lines(&subject, end, verb, peers, ports)?;
                 self.add(&mut made, &name, lines, place);
             }
@@ -167,14 +176,7 @@ impl Writer<'_> {
     }
 
     /// The lines of one rule about pods that fulfil `subject`. Their order says nothing: all have one verb.
-    fn lines(
-        &mut self,
-        subject: &[Clause],
-        end: End,
-        verb: &str,
-        peers: &[Peer],
-        ports: &[Port],
-    ) -> Read<Vec<String>> {
+    fn lines(&mut self, subject: &[Clause], end: End, verb: &str, peers: &[Peer], ports: &[Port]) -> Read<Vec<String>> {
         let mut lines = Vec::new();
         let who = if peers.is_empty() { self.everyone() } else { self.peers(peers)? };
         let ranges = ports::numbered(ports);
@@ -295,7 +297,9 @@ fn rule_name(end: End, index: usize, given: Option<&str>) -> String {
     let mut name = format!("{}-{}", end.word(), index + 1);
     if let Some(given) = given {
         name.push('.');
-        name.extend(given.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.') { c } else { '-' }));
+        name.extend(
+            given.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.') { c } else { '-' }),
+        );
     }
     name
 }
@@ -308,7 +312,8 @@ fn numbered(name: &str, lines: Vec<String>) -> Vec<(String, String)> {
 }
 
 fn text(policies: &[Policy], options: &Options, keys: &BTreeSet<String>) -> String {
-    let mut text = String::from("# Made from Kubernetes manifests by `enforcer policy import`; changes belong there.\n");
+    let mut text =
+        String::from("# Made from Kubernetes manifests by `enforcer policy import`; changes belong there.\n");
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     let _ = writeln!(text, "# Trust Profiles must carry: {}", keys.join(" "));
     for policy in policies {

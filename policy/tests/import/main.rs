@@ -1,11 +1,10 @@
 //! Kubernetes manifests against what they become: the same answer for every connection of small clusters.
 
 mod errors;
-mod tables;
 mod random;
+mod tables;
 mod world;
 
-use ipnet::IpNet;
 use policy::import::{Imported, Options, import};
 use policy::{Action, Identity, Moment, PolicyRule, PortRange, RuleId, evaluate};
 use std::net::IpAddr;
@@ -54,8 +53,8 @@ pub fn cluster() -> World {
 /// The rules made of a cluster's manifests.
 pub fn imported(world: &World, options: &Options) -> (Imported, Vec<Arc<PolicyRule>>) {
     let manifests = world.manifests();
-    let imported = import([("k8s.yaml", manifests.as_str())], options)
-        .unwrap_or_else(|errors| panic!("{errors}\n{manifests}"));
+    let imported =
+        import([("k8s.yaml", manifests.as_str())], options).unwrap_or_else(|errors| panic!("{errors}\n{manifests}"));
     let rules = policy::parse_file("policy.yaml", &imported.text)
         .unwrap_or_else(|errors| panic!("{errors}\n{}", imported.text));
     assert_eq!(rules.len(), imported.rules, "{}", imported.text);
@@ -96,6 +95,6 @@ fn identity(world: &World, end: End) -> Identity {
             let tags = own.chain([("@k8s:namespace", pod.namespace), ("@k8s:pod", pod.name)]);
             Identity::pu(format!("/k8s/{}", pod.namespace).parse().unwrap(), tags)
         }
-        End::Outside(at) => Identity::External { networks: [IpNet::from(world.outside[at])].into() },
+        End::Outside(at) => Identity::external(world.outside[at]),
     }
 }

@@ -29,8 +29,7 @@ fn peer() -> impl Strategy<Value = Peer> {
 
 fn rule() -> impl Strategy<Value = Rule> {
     // Names have tables of their own: most random selections have no answer for them.
-    let numbers: Vec<_> =
-        ports().into_iter().filter(|port| !matches!(port.port, PortNumber::Name(_))).collect();
+    let numbers: Vec<_> = ports().into_iter().filter(|port| !matches!(port.port, PortNumber::Name(_))).collect();
     (option::of(vec(peer(), 0..3)), option::of(vec(select(numbers), 0..3)))
         .prop_map(|(peers, ports)| Rule { peers, ports })
 }
@@ -38,9 +37,8 @@ fn rule() -> impl Strategy<Value = Rule> {
 fn network_policy() -> impl Strategy<Value = NetworkPolicy> {
     let types = select(vec![None, Some(vec!["Ingress"]), Some(vec!["Egress"]), Some(vec!["Ingress", "Egress"])]);
     let rules = || option::of(vec(rule(), 0..3));
-    (select(vec!["shop", "bank", "test"]), pod_selector(), types, rules(), rules()).prop_map(
-        |(namespace, pods, types, ingress, egress)| NetworkPolicy { namespace, pods, types, ingress, egress },
-    )
+    (select(vec!["shop", "bank", "test"]), pod_selector(), types, rules(), rules())
+        .prop_map(|(namespace, pods, types, ingress, egress)| NetworkPolicy { namespace, pods, types, ingress, egress })
 }
 
 fn cluster_pods() -> impl Strategy<Value = ClusterPods> {
@@ -65,9 +63,8 @@ fn cluster_rule(egress: bool) -> impl Strategy<Value = ClusterRule> {
 
 fn cluster_policy() -> impl Strategy<Value = ClusterPolicy> {
     let rules = |egress| vec(cluster_rule(egress), 0..3);
-    (select(vec!["Admin", "Baseline"]), cluster_pods(), rules(false), rules(true)).prop_map(
-        |(tier, subject, ingress, egress)| ClusterPolicy { tier, priority: 0, subject, ingress, egress },
-    )
+    (select(vec!["Admin", "Baseline"]), cluster_pods(), rules(false), rules(true))
+        .prop_map(|(tier, subject, ingress, egress)| ClusterPolicy { tier, priority: 0, subject, ingress, egress })
 }
 
 proptest! {

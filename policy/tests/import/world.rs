@@ -160,9 +160,7 @@ impl World {
                 let what = rule.protocols.as_ref().is_none_or(|protocols| {
                     protocols.iter().any(|protocol| match protocol {
                         Protocol::Number(name, port) => *name == at.protocol && *port == at.port,
-                        Protocol::Range(name, low, high) => {
-                            *name == at.protocol && (*low..=*high).contains(&at.port)
-                        }
+                        Protocol::Range(name, low, high) => *name == at.protocol && (*low..=*high).contains(&at.port),
                         Protocol::Named(name) => {
                             self.named(at.to).any(|(n, p, number)| n == *name && p == at.protocol && number == at.port)
                         }
@@ -189,10 +187,7 @@ impl World {
                 if egress { vec!["Ingress", "Egress"] } else { vec!["Ingress"] }
             });
             let of = &self.pods[pod];
-            if !types.contains(&direction)
-                || policy.namespace != of.namespace
-                || !policy.pods.selects(&of.labels)
-            {
+            if !types.contains(&direction) || policy.namespace != of.namespace || !policy.pods.selects(&of.labels) {
                 continue;
             }
             selected = true;
@@ -275,12 +270,11 @@ impl World {
     pub fn manifests(&self) -> String {
         let mut documents = Vec::new();
         for (name, labels) in &self.namespaces {
-            documents.push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}));
+            documents
+                .push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}));
         }
         for pod in &self.pods {
-            let port = |(name, protocol, port): &(&str, &str, u16)| {
-                json!({"name": name, "protocol": protocol, "containerPort": port})
-            };
+            let port = |(name, protocol, port): &(&str, &str, u16)| json!({"name": name, "protocol": protocol, "containerPort": port});
             let ports: Vec<Value> = pod.ports.iter().map(port).collect();
             documents.push(json!({
                 "apiVersion": "v1", "kind": "Pod",
