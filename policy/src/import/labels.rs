@@ -96,7 +96,7 @@ fn without_values(fields: &Fields, operator: Operator) -> Read<Operator> {
 /// A qualified name: letters, digits, `-`, `_`, `.`, at most 63, after an optional DNS name and `/`.
 fn check_key(place: &Place, key: &str) -> Read<()> {
     let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
-    let fine = prefix.is_none_or(|prefix| is_dns_name(prefix)) && !name.is_empty() && is_label_value(name);
+    let fine = prefix.is_none_or(is_dns_name) && !name.is_empty() && is_label_value(name);
     match fine {
         true => Ok(()),
         false => Err(place.error(format!("`{key}` is not a label's key: expected such as app.kubernetes.io/name"))),
