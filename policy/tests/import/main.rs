@@ -12,18 +12,18 @@ use std::sync::Arc;
 use world::{End, Labels, Pod, World, labels};
 
 /// Where pods' addresses are in these clusters.
-pub const PODS: &str = "10.244.0.0/16";
+pub(crate) const PODS: &str = "10.244.0.0/16";
 
 /// Ports at and around every bound the policies use.
-pub const PROBES: [(&str, u16); 8] =
+pub(crate) const PROBES: [(&str, u16); 8] =
     [("TCP", 79), ("TCP", 80), ("TCP", 85), ("TCP", 90), ("TCP", 91), ("TCP", 8080), ("UDP", 80), ("UDP", 53)];
 
-pub fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options { identity_networks: vec![PODS.parse().unwrap()], ..Options::default() }
 }
 
 /// Three namespaces, six pods, four addresses outside.
-pub fn cluster() -> World {
+pub(crate) fn cluster() -> World {
     let pod = |namespace, name, own: &[(&'static str, &'static str)], last: u8, ports: &[_]| Pod {
         namespace,
         name,
@@ -51,7 +51,7 @@ pub fn cluster() -> World {
 }
 
 /// The rules made of a cluster's manifests.
-pub fn imported(world: &World, options: &Options) -> (Imported, Vec<Arc<PolicyRule>>) {
+pub(crate) fn imported(world: &World, options: &Options) -> (Imported, Vec<Arc<PolicyRule>>) {
     let manifests = world.manifests();
     let imported =
         import([("k8s.yaml", manifests.as_str())], options).unwrap_or_else(|errors| panic!("{errors}\n{manifests}"));
@@ -62,7 +62,7 @@ pub fn imported(world: &World, options: &Options) -> (Imported, Vec<Arc<PolicyRu
 }
 
 /// Looks at every connection between all ends.
-pub fn assert_same(world: &World) {
+pub(crate) fn assert_same(world: &World) {
     let (imported, rules) = imported(world, &options());
     let numbered: Vec<(RuleId, &PolicyRule)> = rules.iter().zip(1..).map(|(rule, id)| (RuleId(id), &**rule)).collect();
     let identities: Vec<(End, Identity)> = world.ends().map(|end| (end, identity(world, end))).collect();

@@ -68,7 +68,7 @@ fn cluster_policy() -> impl Strategy<Value = ClusterPolicy> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn every_connection_is_judged_as_kubernetes_does(
