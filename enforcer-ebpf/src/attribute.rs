@@ -70,7 +70,8 @@ impl Source {
 /// Identity, handle and credential of a PU; `None` if it is not set up (yet).
 #[inline(always)]
 pub fn pu_info(pu: u32) -> Option<&'static Pu> {
-    PUS.get(pu).filter(|info| info.identity != 0)
+    // SAFETY: the agent replaces entries whole; one that is removed while it is read stays readable for this run.
+    unsafe { PUS.get(pu) }.filter(|info| info.identity != 0)
 }
 
 #[inline(always)]

@@ -36,9 +36,9 @@ pub static PU_SOCKETS: SkStorage<u32> = SkStorage::new();
 /// Listening sockets of PUs, for the XDP shield only.
 #[btf_map]
 pub static PU_LISTENERS: HashMap<ListenerKey, u32, 16384, NO_PREALLOC> = HashMap::new();
-/// PU index to identity, handle and credential.
+/// PU index to identity, handle and credential. Indices are never used again, so there are more of them than PUs.
 #[btf_map]
-pub static PUS: Array<Pu, { MAX_PUS as usize }> = Array::new();
+pub static PUS: HashMap<u32, Pu, { MAX_PUS as usize }, NO_PREALLOC> = HashMap::new();
 /// Signed credentials, attached to first-contact packets.
 #[btf_map]
 pub static CREDENTIALS: HashMap<u32, Credential, 32768, NO_PREALLOC> = HashMap::new();

@@ -20,7 +20,7 @@ use common::verdict::{Interval, Pair};
 use enforcer_user::load::{
     Interfaces, Kernel, LoadError, LoadOptions, MapSizes, Placed, UnloadOptions, XdpMode, XdpState, unload,
 };
-use enforcer_user::map_write::{ConfigWriter, MapWriteError, Maps, Networks, Pairs, Prefix, Pus};
+use enforcer_user::map_write::{ConfigWriter, MapWriteError, Maps, Networks, Pairs, Prefix, Pus, patiently};
 use enforcer_user::tap::{Tap, TapError};
 use enforcer_user::workload::adopt;
 use enforcer_user::{link_net, sys};
@@ -363,7 +363,7 @@ fn maps_are_written_and_read_back() {
         pus.remove(5).unwrap();
         assert_eq!(pus.get(5).unwrap(), None);
         assert!(matches!(pus.set_identity(0, 1, 1), Err(MapWriteError::Index { index: 0, .. })));
-        assert!(matches!(pus.set_identity(1 << 20, 1, 1), Err(MapWriteError::Index { .. })));
+        assert!(matches!(pus.set_identity(u32::MAX, 1, 1), Err(MapWriteError::Index { .. })));
 
         let mut networks = Networks::open(&place.maps()).unwrap();
         let prefix = |text: &str, len| Prefix::new(text.parse().unwrap(), len).unwrap();
@@ -415,7 +415,10 @@ fn pairs_share_runs_and_survive_a_restart() {
         assert!(pairs.remove(pair(0)).unwrap());
         assert!(!pairs.remove(pair(0)).unwrap());
         let start = Instant::now();
-        assert!(pairs.write(pair(0), &run(3, 900)).unwrap());
+        let at_once = pairs.write(pair(0), &run(3, 900));
+        assert!(matches!(at_once, Err(MapWriteError::Resting { name: "INTERVALS", .. })), "{at_once:?}");
+        assert!(start.elapsed() < Duration::from_millis(500), "who holds a lock is not kept waiting");
+        assert!(patiently(|| pairs.write(pair(0), &run(3, 900))).unwrap());
         assert!(start.elapsed() > Duration::from_millis(900), "released space rests");
         drop(kernel);
         unload(&place.unload()).unwrap();

@@ -23,7 +23,7 @@ use common::identity::Session;
 use common::verdict::Pair;
 use common::wire::{DENY, MacKey, RESUME, RESUME_REPLY};
 use enforcer_user::load::MapSizes;
-use enforcer_user::map_write::{intervals, network_table};
+use enforcer_user::map_write::{intervals, network_table, patiently};
 use ipnet::IpNet;
 use place::{ip, isolated};
 use policy::{Capabilities, Compiled, Decision, Identity, IdentityId, PolicyRule, evaluate};
@@ -158,7 +158,7 @@ impl<'a> World<'a> {
 
     fn write_pair(&mut self, pair: Pair) {
         let verdict = self.compiled.pair(IdentityId(pair.subject), IdentityId(pair.object));
-        self.stage.bench.pairs.write(pair, &intervals(&verdict)).unwrap();
+        patiently(|| self.stage.bench.pairs.write(pair, &intervals(&verdict))).unwrap();
     }
 
     fn write_externals(&mut self) {

@@ -16,6 +16,7 @@ mod table;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use common::flow::{Flow, FlowKey};
 use common::identity::{ListenerKey, PeerAddr, PeerPu, Session, SessionPu};
@@ -24,7 +25,7 @@ pub use config::ConfigWriter;
 pub use docs::{DOC_MAX, Docs};
 pub use networks::{Networks, Prefix, network_table};
 pub use pairs::{Pairs, PairsUse, intervals};
-pub use pus::Pus;
+pub use pus::{INDEX_MAX, Pus};
 pub use sockets::Sockets;
 pub use stats::Stats;
 pub use table::Table;
@@ -64,6 +65,14 @@ pub enum MapWriteError {
         /// Its capacity.
         capacity: u32,
     },
+    /// The only room was in use until just now: a program may still be reading there.
+    #[error("map {name} has no room that has rested long enough; try again within a second")]
+    Resting {
+        /// Map.
+        name: &'static str,
+        /// When some of it may be used again.
+        until: Instant,
+    },
     /// Too long for its place.
     #[error("{what} {key} is {len} bytes long, at most {max} fit; give it fewer or shorter tags")]
     TooLong {
@@ -76,15 +85,15 @@ pub enum MapWriteError {
         /// The longest that fits.
         max: usize,
     },
-    /// An index beyond the map.
-    #[error("{name}: index {index} is beyond the {capacity} entries of the map")]
+    /// An index no entry can have.
+    #[error("{name}: index {index} is not between 1 and {max}")]
     Index {
         /// Map.
         name: &'static str,
         /// The index.
         index: u32,
-        /// Entries.
-        capacity: u32,
+        /// The largest.
+        max: u32,
     },
     /// Intervals that the kernel's binary search could not use.
     #[error(
@@ -108,6 +117,22 @@ pub enum MapWriteError {
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+/// Repeats `attempt` for as long as it fails for want of rested room, sleeping in between; what it locks must be given back
+/// when it returns.
+///
+/// # Errors
+/// What `attempt` returns, except [`MapWriteError::Resting`].
+pub fn patiently<T>(mut attempt: impl FnMut() -> Result<T, MapWriteError>) -> Result<T, MapWriteError> {
+    loop {
+        match attempt() {
+            Err(MapWriteError::Resting { until, .. }) => {
+                std::thread::sleep(until.saturating_duration_since(Instant::now()));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// All maps that need no bookkeeping; share it as `Arc<Maps>`.

@@ -8,7 +8,6 @@ mod space;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::thread;
 use std::time::Instant;
 
 use common::abi::MAX_INTERVALS;
@@ -81,10 +80,9 @@ impl Pairs {
 
     /// Makes `intervals` the verdicts of `pair`; whether anything changed. They must be sorted and disjoint.
     ///
-    /// Blocks for up to a second if the only room is at rest.
-    ///
     /// # Errors
-    /// [`MapWriteError::Unsorted`], [`MapWriteError::Full`], or what the kernel reports; the former verdicts stay in force.
+    /// [`MapWriteError::Unsorted`], [`MapWriteError::Full`], [`MapWriteError::Resting`] if there will be room within a second
+    /// (see [`patiently`](super::patiently)), or what the kernel reports; the former verdicts stay in force.
     pub fn write(&mut self, pair: Pair, intervals: &[Interval]) -> Result<bool, MapWriteError> {
         check(pair, intervals)?;
         let digest = digest(intervals);
@@ -191,14 +189,10 @@ impl Pairs {
     fn allocate(&mut self, len: usize) -> Result<Run, MapWriteError> {
         let full = MapWriteError::Full { name: "INTERVALS", capacity: self.space.capacity() };
         let Ok(len) = u32::try_from(len) else { return Err(full) };
-        loop {
-            let now = Instant::now();
-            if let Some(run) = self.space.allocate(len, now) {
-                return Ok(run);
-            }
-            match self.space.next_rested() {
-                Some(rested) => thread::sleep(rested.saturating_duration_since(now)),
-                None => return Err(full),
+        match self.space.allocate(len, Instant::now()) {
+            Some(run) => Ok(run),
+            None => {
+                Err(self.space.next_rested().map_or(full, |until| MapWriteError::Resting { name: "INTERVALS", until }))
             }
         }
     }

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
-use common::abi::MAX_PUS;
 use common::identity::{Credential, Pu};
 
 use super::{MapWriteError, Table};
+
+/// The largest index of a PU: each has two slots for credentials, numbered from it.
+pub const INDEX_MAX: u32 = u32::MAX / 2 - 1;
 
 /// The writer of `PUS` and `CREDENTIALS`.
 ///
@@ -26,7 +28,7 @@ impl Pus {
         Ok(Self { pus: Table::open(maps, "PUS")?, credentials: Table::open(maps, "CREDENTIALS")? })
     }
 
-    /// The PU under this index; `None` if the slot is free or there is none.
+    /// The PU under this index; `None` if there is none.
     ///
     /// # Errors
     /// What the kernel reports.
@@ -79,27 +81,29 @@ impl Pus {
         self.pus.insert(&pu, &next)
     }
 
-    /// Frees the index and removes the credentials.
+    /// Removes the PU and its credentials.
     ///
     /// # Errors
     /// [`MapWriteError::Index`], or what the kernel reports.
     pub fn remove(&mut self, pu: u32) -> Result<(), MapWriteError> {
         self.slot(pu)?;
-        self.pus.insert(&pu, &Pu::default())?;
+        self.pus.remove(&pu)?;
         for slot in slots(pu) {
             self.credentials.remove(&slot)?;
         }
         Ok(())
     }
 
-    /// How many PUs fit; indices are 1 to this number less one.
+    /// How many PUs fit at a time; their indices are any from 1 to [`INDEX_MAX`].
     pub fn capacity(&self) -> u32 {
-        self.pus.capacity().min(MAX_PUS)
+        self.pus.capacity()
     }
 
     fn slot(&self, pu: u32) -> Result<Pu, MapWriteError> {
-        let entry = if pu == 0 { None } else { self.pus.get(&pu)? };
-        entry.ok_or(MapWriteError::Index { name: "PUS", index: pu, capacity: self.capacity() })
+        if pu == 0 || pu > INDEX_MAX {
+            return Err(MapWriteError::Index { name: "PUS", index: pu, max: INDEX_MAX });
+        }
+        Ok(self.pus.get(&pu)?.unwrap_or_default())
     }
 }
 
@@ -116,5 +120,6 @@ mod tests {
     fn no_two_pus_share_a_slot() {
         assert_eq!(slots(1), [2, 3]);
         assert_eq!(slots(2), [4, 5]);
+        assert_eq!(slots(INDEX_MAX), [u32::MAX - 3, u32::MAX - 2]);
     }
 }
