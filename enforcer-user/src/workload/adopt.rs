@@ -58,16 +58,61 @@ pub struct Listener {
     pub v6_only: bool,
 }
 
-/// Marks all internet sockets of the processes in `cgroup` and its descendants as those of `pu`.
+/// How often a cgroup is looked through at most. Each look finds only what was handed on during the one before, so more than
+/// a few mean that somebody plays hide-and-seek.
+const PASSES: usize = 32;
+
+/// Marks all internet sockets of the processes in `cgroup` and its descendants as those of `pu`; 0 makes them unmanaged.
 ///
-/// Processes and descriptors come and go meanwhile: what vanishes is counted, what appears was marked by the kernel when it
-/// was created, as long as the cgroup is in `PU_CGROUPS` before this is called.
+/// Processes come, fork and go meanwhile, and take sockets with them: the cgroup is looked through until a look finds
+/// nothing to mark. What is created meanwhile the kernel marks itself, as long as the cgroup is in `PU_CGROUPS` (for 0: no
+/// longer in it) before this is called. A process that may not be looked into does not keep the others from being marked.
 ///
 /// # Errors
 /// [`AdoptError::Cgroup`] if the directory cannot be read, [`AdoptError::Denied`] if a process cannot be looked into,
 /// [`AdoptError::Map`] if the kernel refuses a mark.
 pub fn adopt(cgroup: &Path, pu: u32, sockets: &Sockets) -> Result<Adopted, AdoptError> {
     let mut adopted = Adopted::default();
+    let mut found = Found::default();
+    let quiet = until_quiet(|| {
+        adopted.processes = 0;
+        pass(cgroup, pu, sockets, &mut adopted, &mut found)
+    })?;
+    if !quiet {
+        tracing::warn!(cgroup = %cgroup.display(), pu, "processes keep handing sockets on; some may not bear their PU");
+    }
+    match found.denied {
+        Some((pid, source)) => Err(AdoptError::Denied { pid, source }),
+        None => Ok(adopted),
+    }
+}
+
+/// Repeats a look until it marks nothing; false if it still does after [`PASSES`].
+fn until_quiet(mut look: impl FnMut() -> Result<usize, AdoptError>) -> Result<bool, AdoptError> {
+    for _ in 0..PASSES {
+        if look()? == 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What all looks together saw.
+#[derive(Default)]
+struct Found {
+    inodes: HashSet<u64>,
+    denied: Option<(u32, io::Error)>,
+}
+
+/// One look: how many sockets bore another PU until now.
+fn pass(
+    cgroup: &Path,
+    pu: u32,
+    sockets: &Sockets,
+    adopted: &mut Adopted,
+    found: &mut Found,
+) -> Result<usize, AdoptError> {
+    let mut marked = 0;
     let mut seen = HashSet::new();
     for pid in processes(cgroup)? {
         adopted.processes += 1;
@@ -75,14 +120,23 @@ pub fn adopt(cgroup: &Path, pu: u32, sockets: &Sockets) -> Result<Adopted, Adopt
             adopted.vanished += 1;
             continue;
         };
-        let denied = |source| AdoptError::Denied { pid, source };
-        for (number, inode) in socket_descriptors(pid).map_err(denied)? {
+        let descriptors = match socket_descriptors(pid) {
+            Ok(descriptors) => descriptors,
+            Err(source) => {
+                found.denied.get_or_insert((pid, source));
+                continue;
+            }
+        };
+        for (number, inode) in descriptors {
             if seen.contains(&inode) {
                 continue;
             }
             let socket = match sys::pidfd_getfd(pidfd.as_fd(), number) {
                 Ok(socket) => socket,
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(denied(error)),
+                Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                    found.denied.get_or_insert((pid, source));
+                    break;
+                }
                 Err(_) => {
                     adopted.vanished += 1;
                     continue;
@@ -92,13 +146,18 @@ pub fn adopt(cgroup: &Path, pu: u32, sockets: &Sockets) -> Result<Adopted, Adopt
             if !is_internet(socket.as_fd()) {
                 continue;
             }
-            sockets.insert(socket.as_fd(), pu)?;
             seen.insert(inode);
-            adopted.sockets += 1;
-            adopted.listeners.extend(listener(socket.as_fd()));
+            if found.inodes.insert(inode) {
+                adopted.sockets += 1;
+                adopted.listeners.extend(listener(socket.as_fd()));
+            }
+            if sockets.get(socket.as_fd())?.unwrap_or(0) != pu {
+                sockets.insert(socket.as_fd(), pu)?;
+                marked += 1;
+            }
         }
     }
-    Ok(adopted)
+    Ok(marked)
 }
 
 /// Process ids in a cgroup and its descendants.
@@ -171,4 +230,25 @@ fn listener(socket: BorrowedFd<'_>) -> Option<Listener> {
         (None, None) => return None,
     };
     Some(Listener { address, v6_only })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_is_looked_through_until_nothing_new_turns_up() {
+        let mut handed_on = [3, 1, 1, 0, 5].into_iter();
+        assert!(until_quiet(|| Ok(handed_on.next().unwrap())).unwrap());
+        assert_eq!(handed_on.next(), Some(5), "not once more than needed");
+        let mut looks = 0;
+        let endless = until_quiet(|| {
+            looks += 1;
+            Ok(1)
+        });
+        assert!(!endless.unwrap());
+        assert_eq!(looks, PASSES, "not for ever");
+        let gone = || AdoptError::Cgroup { path: PathBuf::new(), source: io::Error::other("gone") };
+        assert!(until_quiet(|| Err(gone())).is_err());
+    }
 }
