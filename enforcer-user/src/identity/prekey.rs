@@ -11,12 +11,15 @@ use super::cache::Cache;
 /// Agreements that are remembered, so that a peer's second PU costs no scalar multiplication.
 const AGREEMENTS_MAX: usize = 4096;
 
+/// Seconds by which a clock may be set back without anybody minding.
+const CLOCK_STEP: u64 = 60;
+
 /// A prekey as others see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PublicPrekey {
     /// X25519 public key (RFC 7748).
     pub key: [u8; 32],
-    /// End of its life, Unix seconds; also its name. Strictly increasing within one run of an enforcer.
+    /// End of its life, Unix seconds; also its name among the prekeys of its enforcer that live.
     pub epoch: u32,
 }
 
@@ -33,6 +36,8 @@ struct Prekey {
     public: PublicPrekey,
     secret: StaticSecret,
     created: u64,
+    /// When it goes: its end, or sooner if the clock was set back.
+    forgotten: u64,
 }
 
 /// Why two prekeys did not agree, or none could be made.
@@ -88,12 +93,18 @@ impl Prekeys {
     /// # Errors
     /// Without random numbers; the old prekey stays current then.
     pub fn rotate_if_due(&mut self, now: u64) -> Result<bool, PrekeyError> {
-        let due = now >= self.next_rotation();
+        // Made in the future: the clock has been set back, and the prekey must not live for longer by that.
+        let set_back = now.saturating_add(CLOCK_STEP) < self.keys[0].created;
+        let due = set_back || now >= self.next_rotation();
         if due {
             self.rotate(now)?;
         }
+        if set_back {
+            let end = now.saturating_add(self.overlap.into());
+            self.keys.iter_mut().skip(1).for_each(|key| key.forgotten = key.forgotten.min(end));
+        }
         let current = self.current().epoch;
-        self.keys.retain(|key| key.public.epoch == current || u64::from(key.public.epoch) > now);
+        self.keys.retain(|key| key.public.epoch == current || key.forgotten > now);
         let keys = &self.keys;
         self.agreements.retain(|(epoch, _), _| keys.iter().any(|key| key.public.epoch == *epoch));
         Ok(due)
@@ -107,12 +118,13 @@ impl Prekeys {
         let mut bytes = Zeroizing::new([0; 32]);
         ring::rand::SystemRandom::new().fill(&mut *bytes).map_err(|_| PrekeyError::Random)?;
         let end = now + u64::from(self.interval) + u64::from(self.overlap);
-        let after_last = self.keys.front().map_or(0, |key| u64::from(key.public.epoch) + 1);
-        let epoch = u32::try_from(end.max(after_last))
+        let taken = |epoch: u64| self.keys.iter().any(|key| u64::from(key.public.epoch) == epoch);
+        let unused = (end..).find(|epoch| !taken(*epoch)).unwrap_or(end);
+        let epoch = u32::try_from(unused)
             .map_err(|_| PrekeyError::Interval { interval: self.interval, overlap: self.overlap })?;
         let secret = StaticSecret::from(*bytes);
         let public = PublicPrekey { key: PublicKey::from(&secret).to_bytes(), epoch };
-        self.keys.push_front(Prekey { public, secret, created: now });
+        self.keys.push_front(Prekey { public, secret, created: now, forgotten: epoch.into() });
         Ok(())
     }
 
@@ -186,6 +198,21 @@ mod tests {
         let mut prekeys = Prekeys::new(3600, 600, 1000).unwrap();
         prekeys.rotate(1000).unwrap();
         assert_eq!(prekeys.live().iter().map(|key| key.epoch).collect::<Vec<_>>(), [5201, 5200]);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_no_prekey_older() {
+        let mut prekeys = Prekeys::new(3600, 600, 1_000_000).unwrap();
+        let future = prekeys.current();
+        assert_eq!(prekeys.rotate_if_due(1_000_000 - CLOCK_STEP), Ok(false), "clocks are corrected all the time");
+        assert_eq!(prekeys.rotate_if_due(500_000), Ok(true));
+        let new = prekeys.current();
+        assert_eq!((new.epoch, prekeys.next_rotation()), (504_200, 503_600));
+        assert_eq!(prekeys.live(), [new, future], "what is in flight still finds its prekey");
+        assert_eq!(prekeys.rotate_if_due(500_599), Ok(false));
+        assert_eq!(prekeys.live(), [new, future]);
+        assert_eq!(prekeys.rotate_if_due(500_600), Ok(false));
+        assert_eq!(prekeys.live(), [new]);
     }
 
     #[test]
