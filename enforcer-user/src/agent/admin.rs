@@ -1,6 +1,6 @@
 //! Answers of the agent to the admin socket and to the metrics' endpoint.
 
-use std::{io, sync::Arc, sync::atomic::Ordering};
+use std::{collections::HashSet, io, sync::Arc, sync::atomic::Ordering};
 
 use common::flow::FlowKey;
 use tokio::sync::mpsc;
@@ -61,9 +61,8 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
 
 /// Forgets sessions, so that the next contact is a first contact; live flows go on.
 fn forget(shared: &Shared, peer: Option<&str>) -> Result<u64, AdminError> {
-    let mut guard = shared.state();
-    let state = &mut *guard;
-    let gone: Vec<u32> = state
+    let mut state = shared.state();
+    let gone: HashSet<u32> = state
         .sessions
         .iter()
         .filter(|session| peer.is_none_or(|name| session.key.peer.name() == name || session.key.peer.as_str() == name))
@@ -72,16 +71,9 @@ fn forget(shared: &Shared, peer: Option<&str>) -> Result<u64, AdminError> {
     if let (Some(name), true) = (peer, gone.is_empty()) {
         return Err(AdminError::new(ErrorKind::NotFound, format!("no session with `{name}`; see `enforcer peers`")));
     }
-    for index in &gone {
-        state.sessions.remove(*index);
-        state.maps.sessions.remove(index).map_err(AdminError::internal)?;
-        state.maps.session_docs.remove(*index).map_err(AdminError::internal)?;
-    }
-    let of_gone = |session: u32| gone.contains(&session);
-    state.maps.peer_pus.retain(|key, _| !of_gone(key.session)).map_err(AdminError::internal)?;
-    state.maps.known_to_peer.retain(|key, _| !of_gone(key.session)).map_err(AdminError::internal)?;
-    state.maps.peer_addrs.retain(|_, session| !of_gone(*session)).map_err(AdminError::internal)?;
-    state.verifier.forget();
+    state.forget_sessions(&gone).map_err(AdminError::internal)?;
+    drop(state);
+    shared.verifier().forget();
     Ok(gone.len() as u64)
 }
 

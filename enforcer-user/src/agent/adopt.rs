@@ -1,18 +1,34 @@
 //! Taking over what a former agent left in the maps. What cannot be understood is removed: the peer introduces itself
 //! again, which costs a round trip and no trust.
 
+use std::collections::HashSet;
+
 use super::{
     clock,
-    names::{IdentityDoc, PuDoc, TargetDoc},
+    names::{AGENT_DOC, AgentDoc, IdentityDoc, PuDoc, TargetDoc},
     state::{LocalPu, State, unflat},
 };
-use crate::handshake::SessionDoc;
+use crate::{
+    handshake::SessionDoc,
+    identity::{AuthorityId, Verifier},
+};
 
-pub(super) fn adopt(state: &mut State) -> anyhow::Result<()> {
+/// Takes over everything; returns the sessions with peers that are no longer trusted, which are forgotten, but whose flows
+/// still live.
+pub(super) fn adopt(state: &mut State, verifier: &Verifier) -> anyhow::Result<HashSet<u32>> {
+    let doc = state.maps.pu_docs.get(AGENT_DOC)?;
+    let former = doc.and_then(|bytes| serde_json::from_slice::<AgentDoc>(&bytes).ok());
     identities(state)?;
-    sessions(state)?;
+    let distrusted = sessions(state, verifier, former.as_ref())?;
     peers(state)?;
-    pus(state)
+    pus(state)?;
+    // Whatever bears an index, known or not, it is not given away.
+    let mut last = former.map_or(0, |former| former.next_pu.saturating_sub(1));
+    last = state.pus.keys().copied().fold(last, u32::max);
+    state.maps.flows.for_each(|_, flow| last = last.max(flow.pu))?;
+    state.next_pu = last.saturating_add(1);
+    state.save_agent_doc()?;
+    Ok(distrusted)
 }
 
 fn identities(state: &mut State) -> anyhow::Result<()> {
@@ -29,19 +45,29 @@ fn identities(state: &mut State) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn sessions(state: &mut State) -> anyhow::Result<()> {
+fn sessions(state: &mut State, verifier: &Verifier, former: Option<&AgentDoc>) -> anyhow::Result<HashSet<u32>> {
     let own = state.config.current().self_session;
+    // Peers know another enforcer by these sessions.
+    let renamed = former.is_some_and(|former| former.enforcer != *state.own.id());
+    let mut distrusted = HashSet::new();
     for (index, entry) in state.maps.sessions.entries()? {
         if index == own {
             continue;
         }
         let doc = state.maps.session_docs.get(index)?;
         match doc.and_then(|bytes| serde_json::from_slice::<SessionDoc>(&bytes).ok()) {
+            // Noted by a version that did not note who vouched for the peer.
+            Some(doc) if doc.authority == AuthorityId::default() => drop(state.maps.sessions.remove(&index)?),
+            Some(doc) if renamed || !verifier.trusts(&doc.authority) => {
+                tracing::warn!(peer = %doc.peer, renamed, "the peer is no longer trusted");
+                distrusted.insert(index);
+            }
             Some(doc) => state.sessions.adopt(index, doc, (&entry).into(), entry.peer_index),
             None => drop(state.maps.sessions.remove(&index)?),
         }
     }
-    Ok(())
+    state.forget_sessions(&distrusted)?;
+    Ok(distrusted)
 }
 
 fn peers(state: &mut State) -> anyhow::Result<()> {
@@ -61,13 +87,16 @@ fn peers(state: &mut State) -> anyhow::Result<()> {
 
 fn pus(state: &mut State) -> anyhow::Result<()> {
     for (index, bytes) in state.maps.pu_docs.entries()? {
+        if index == AGENT_DOC {
+            continue;
+        }
         let Ok(doc) = serde_json::from_slice::<PuDoc>(&bytes) else {
             state.maps.pu_docs.remove(index)?;
             state.pu_slots.remove(index)?;
             continue;
         };
         let populated = matches!(doc.target, TargetDoc::Command { .. });
-        let pu = LocalPu {
+        let mut pu = LocalPu {
             index,
             id: doc.id,
             name: doc.name,
@@ -86,9 +115,15 @@ fn pus(state: &mut State) -> anyhow::Result<()> {
         let name = pu.name.clone();
         match state.sign(&pu) {
             Ok(signed) => state.install(pu, signed)?,
-            Err(error) => tracing::error!(pu = %name, %error, "a PU was not taken over"),
+            Err(error) => {
+                // It shows what the former agent signed, until that ends; upkeep tries again. Dropped, it would be enforced
+                // and nobody could tell, renew or end it.
+                tracing::error!(pu = %name, %error, "the Trust Profile of a PU cannot be renewed");
+                pu.error = Some(error.to_string());
+                state.enter(&mut pu)?;
+                state.pus.insert(index, pu);
+            }
         }
-        state.next_pu = state.next_pu.max(index + 1);
     }
     Ok(())
 }

@@ -12,8 +12,9 @@ use common::{
 
 use super::{Shared, clock, state::State};
 use crate::{
-    handshake::{Frame, LocalPu, Session, build, initiator, responder},
+    handshake::{Frame, HandshakeError, LocalPu, Session, build, initiator, responder},
     identity::VerifiedCredential,
+    map_write::{MapWriteError, patiently},
     metrics::{HandshakeKind, Metrics},
     sys,
 };
@@ -35,7 +36,12 @@ impl From<Reason> for Refusal {
 }
 
 /// What went wrong inside is a refusal too: nothing passes unjudged.
-fn internal(error: impl std::fmt::Display) -> Refusal {
+fn internal(error: impl Into<anyhow::Error>) -> Refusal {
+    let error = error.into();
+    if let Some(MapWriteError::Full { .. }) = error.downcast_ref() {
+        tracing::warn!(%error, "a first contact found no room");
+        return Reason::TableFull.into();
+    }
     tracing::error!(%error, "a first contact failed");
     Reason::Internal.into()
 }
@@ -76,18 +82,25 @@ pub(super) fn decide(shared: &Shared, metrics: &Metrics, held: &Held) {
 
 /// The server's end: a SYN with a credential.
 fn hello(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal> {
-    let mut guard = shared.state();
-    let state = &mut *guard;
     let now = clock::now();
-    let hello = responder::authenticate(&mut state.verifier, frame, now).map_err(|error| {
+    // Signatures are checked without the lock: whoever sends many of them takes nobody's time but this thread's.
+    let hello = responder::authenticate(&mut shared.verifier(), frame, now).map_err(|error| {
         tracing::debug!(%error, "a HELLO was refused");
         Refusal::from(error.reason())
     })?;
-    let local = local_pu(state, held.pu)?;
-    let (_, mut own) = state.handshake();
-    let accept = hello.accept(&mut own, local, now).map_err(|error| Refusal::from(error.reason()))?;
-    let identity = meet(state, &accept.peer, &accept.session)?;
-    let verdict = judged(state, held, identity, local.identity, frame.destination_port(), accept.session.index)?;
+    let (local, accept, identity) = {
+        let mut guard = shared.state();
+        let state = &mut *guard;
+        let local = local_pu(state, held.pu)?;
+        let accept = hello.accept(&mut state.handshake(), local, now).map_err(|error| Refusal::from(error.reason()))?;
+        let identity = meet(state, &accept.peer, &accept.session)?;
+        (local, accept, identity)
+    };
+    settle_pair(shared, identity, local.identity, identity, accept.session.index)?;
+    let mut guard = shared.state();
+    let state = &mut *guard;
+    let port = frame.destination_port();
+    let verdict = judged(state, held, identity, local.identity, identity, port, accept.session.index)?;
     let flow = Flow {
         peer_identity: identity,
         generation: state.config.current().generation,
@@ -125,25 +138,32 @@ fn hello(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal>
 
 /// The client's end: a SYN-ACK with a credential.
 fn hello_reply(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal> {
-    let mut guard = shared.state();
-    let state = &mut *guard;
     let now = clock::now();
     let present = shared.maps.flows.get(&held.key).map_err(internal)?;
     let present = present.filter(|flow| flow.role == CLIENT).ok_or(Refusal::from(Reason::NoFlow))?;
-    let local = local_pu(state, held.pu)?;
-    let former = state.sessions.get(present.session).cloned();
-    let (verifier, mut own) = state.handshake();
-    let reply = match former {
-        Some(session) => initiator::authenticate_in(verifier, session, local, present.local_isn, frame, now),
-        None => initiator::authenticate(verifier, &mut own, local, present.local_isn, frame, now),
-    };
-    let reply = reply.map_err(|error| {
+    let refused = |error: HandshakeError| {
         tracing::debug!(%error, "a HELLO_REPLY was refused");
         Refusal::from(error.reason())
-    })?;
-    let identity = meet(state, &reply.peer, &reply.session)?;
-    remember_route(shared, state, held, &reply.session)?;
-    let verdict = judged(state, held, local.identity, identity, held.key.remote_port, reply.session.index)?;
+    };
+    let shown = initiator::verify(&mut shared.verifier(), frame, now).map_err(refused)?;
+    let (local, reply, identity) = {
+        let mut guard = shared.state();
+        let state = &mut *guard;
+        let local = local_pu(state, held.pu)?;
+        let reply = match state.sessions.get(present.session).cloned() {
+            Some(session) => shown.authenticate_in(session, local, present.local_isn, frame),
+            None => shown.authenticate(&mut state.handshake(), local, present.local_isn, frame, now),
+        };
+        let reply = reply.map_err(refused)?;
+        let identity = meet(state, &reply.peer, &reply.session)?;
+        remember_route(shared, state, held, &reply.session)?;
+        (local, reply, identity)
+    };
+    settle_pair(shared, local.identity, identity, identity, reply.session.index)?;
+    let mut guard = shared.state();
+    let state = &mut *guard;
+    let port = held.key.remote_port;
+    let verdict = judged(state, held, local.identity, identity, identity, port, reply.session.index)?;
     if present.state == SYN_SENT {
         let proven = reply.flow();
         let flow = Flow {
@@ -170,10 +190,7 @@ fn hello_reply(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Re
 
 /// An authenticated packet of a pair that was never judged: judged now, then the kernel looks at the packet again.
 fn judge(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal> {
-    shared.state().ensure_pair(held.subject, held.object).map_err(|error| {
-        tracing::warn!(%error, "a pair found no room");
-        Refusal::from(Reason::PairUnavailable)
-    })?;
+    settle_pair(shared, held.subject, held.object, 0, 0)?;
     deliver(shared, held, &build::complete(frame), 0, 0)
 }
 
@@ -189,7 +206,7 @@ fn meet(state: &mut State, peer: &VerifiedCredential, session: &Session) -> Resu
     let label = format!("{}/{}", peer.enforcer().name(), profile.pu);
     let identity = state.intern(&profile.namespace, &profile.tags, &label).map_err(internal)?;
     state.names.set_peer(session.index, identity, label);
-    state.write_session(session).map_err(internal)?;
+    state.write_session(session, peer.authority()).map_err(internal)?;
     state.know_peer(session.index, profile.handle, identity, peer.valid_until()).map_err(internal)?;
     Ok(identity)
 }
@@ -209,19 +226,24 @@ fn remember_route(shared: &Shared, state: &State, held: &Held, session: &Session
     Ok(())
 }
 
+/// Judges a pair and writes its verdicts, unless they are there. Room for them may have to be waited for, which is done
+/// without the lock.
+fn settle_pair(shared: &Shared, subject: u32, object: u32, peer: u32, session: u32) -> Result<(), Refusal> {
+    patiently(|| shared.state().ensure_pair(subject, object)).map_err(|error| {
+        tracing::warn!(%error, "a pair found no room");
+        Refusal { session, identity: peer, ..Reason::PairUnavailable.into() }
+    })
+}
+
 fn judged(
-    state: &mut State,
+    state: &State,
     held: &Held,
     subject: u32,
     object: u32,
+    peer: u32,
     port: u16,
     session: u32,
 ) -> Result<super::state::Verdict, Refusal> {
-    let peer = if held.kind == HELD_HELLO { subject } else { object };
-    state.ensure_pair(subject, object).map_err(|error| {
-        tracing::warn!(%error, "a pair found no room");
-        Refusal { session, identity: peer, ..Reason::PairUnavailable.into() }
-    })?;
     let verdict = state.verdict(subject, object, held.key.proto, port);
     if verdict.allow {
         return Ok(verdict);
@@ -280,4 +302,17 @@ fn record(shared: &Shared, held: &Held, refusal: &Refusal) {
         created_ns: held.time_ns,
         ..Event::default()
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_map_is_named_as_the_reason() {
+        let full = || MapWriteError::Full { name: "PEER_PUS", capacity: 262_144 };
+        assert_eq!(internal(full()).reason, Reason::TableFull);
+        assert_eq!(internal(anyhow::Error::from(full()).context("a session")).reason, Reason::TableFull);
+        assert_eq!(internal(anyhow::anyhow!("anything else")).reason, Reason::Internal);
+    }
 }

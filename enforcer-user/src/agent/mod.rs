@@ -8,6 +8,7 @@ mod admin;
 mod adopt;
 mod clock;
 mod contact;
+mod last_good;
 mod names;
 mod offline;
 mod policy;
@@ -18,17 +19,22 @@ mod views;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
-    time::Instant,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
+use common::drop_reason::Reason;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     admin::Server,
     config::Config,
     flow_log::FlowLog,
+    identity::Verifier,
     link_net,
     load::{Interfaces, Kernel, LoadOptions, MapSizes, UnloadOptions, XdpMode, unload},
     map_write::Maps,
@@ -52,8 +58,10 @@ pub(crate) struct Shared {
     names: Arc<NameTable>,
     log: FlowLog,
     state: Mutex<State>,
+    // Beside the state: signatures take long, and nobody shall wait for those of a flood.
+    verifier: Mutex<Verifier>,
     kernel: Mutex<Kernel>,
-    ready: AtomicBool,
+    ready: Arc<AtomicBool>,
     started: Instant,
 }
 
@@ -61,6 +69,10 @@ impl Shared {
     /// A thread that panicked left the state as whole as any error return: go on.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn verifier(&self) -> MutexGuard<'_, Verifier> {
+        self.verifier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn kernel(&self) -> MutexGuard<'_, Kernel> {
@@ -81,8 +93,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         tap: config.datapath.tap.clone(),
         pu_cgroups: config.pu_cgroups().ok(),
     };
-    let ran = start_and_serve(config);
-    if ran.is_err() && first && pins.exists() {
+    let ready = Arc::new(AtomicBool::new(false));
+    let ran = start_and_serve(config, ready.clone());
+    // One that was ready has enforced something: that stays in force however it ended.
+    if ran.is_err() && first && !ready.load(Ordering::Acquire) && pins.exists() {
         if let Err(error) = unload(&made) {
             tracing::debug!(%error, "a failed start is not wholly undone");
         }
@@ -90,9 +104,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     ran
 }
 
-fn start_and_serve(config: Config) -> anyhow::Result<()> {
+fn start_and_serve(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<()> {
     let policy_seen = upkeep::policy_stamp(&config.policy.paths);
-    let shared = start(config)?;
+    let shared = start(config, ready)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let metrics = Arc::new(Metrics::new(Arc::new(admin::Stats(shared.clone())))?);
     let on_held = {
@@ -107,7 +121,14 @@ fn start_and_serve(config: Config) -> anyhow::Result<()> {
         let shared = shared.clone();
         link_net::watch(move |change| upkeep::interface_changed(&shared, change)).context("watching interfaces")?
     };
-    let served = runtime.block_on(serve(shared.clone(), metrics));
+    let served = runtime.block_on(async {
+        tokio::select! {
+            served = serve(shared.clone(), metrics) => served,
+            thread = ended(|| upkeep.ended()) => Err(anyhow::anyhow!(
+                "the thread `{thread}` ended; the agent must be started again (enforcement goes on in the kernel)"
+            )),
+        }
+    });
     drop(watch);
     drop(upkeep);
     if let Err(error) = shared.state().config.leave() {
@@ -117,18 +138,36 @@ fn start_and_serve(config: Config) -> anyhow::Result<()> {
 }
 
 /// Everything up to readiness: keys and policy first, so that a mistake there changes nothing in the kernel.
-fn start(config: Config) -> anyhow::Result<Arc<Shared>> {
-    let identity = state::own_identity(&config)?;
-    let rules = policy::read(&config.policy.paths)?;
+fn start(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<Arc<Shared>> {
+    let (identity, verifier) = state::own_identity(&config)?;
+    let enforced_before = config.pin_dir().join("maps/CONFIG").exists();
+    let beginning = policy::begin(&config, enforced_before)?;
     let kernel = Kernel::open(&load_options(&config)?)?;
     let maps = Arc::new(Maps::open(&kernel.pins().maps)?);
     let tap = Tap::open(&config.datapath.tap)?;
     let names = Arc::new(NameTable::default());
     let mut state = State::new(&config, identity, maps.clone(), names.clone())?;
     state.configure(&config)?;
-    state.compile(rules)?;
-    adopt::adopt(&mut state)?;
-    state.settle()?;
+    let (rules, problem) = match beginning {
+        policy::Beginning::Policy(rules) => (Some(rules), None),
+        policy::Beginning::LastGood(rules, problem) => (Some(rules), Some(problem)),
+        policy::Beginning::Nothing(problem) => (None, Some(problem)),
+    };
+    state.policy_error = problem;
+    let texts = rules.as_ref().map(|rules| rules.texts.clone());
+    let settled = rules.is_some();
+    if let Some(rules) = rules {
+        state.compile(rules)?;
+    }
+    let distrusted = adopt::adopt(&mut state, &verifier)?;
+    if settled {
+        state.settle()?;
+    } else {
+        // The verdicts stay as they are, so their rules keep their names.
+        names.set_rules(names::saved_rules(&config.paths.socket).into_iter());
+        state.frozen = true;
+    }
+    state.config.beat()?;
     let shared = Arc::new(Shared {
         log: FlowLog::new(names.clone()),
         config,
@@ -137,12 +176,17 @@ fn start(config: Config) -> anyhow::Result<Arc<Shared>> {
         names,
         state: Mutex::new(state),
         kernel: Mutex::new(kernel),
-        ready: AtomicBool::new(false),
+        verifier: Mutex::new(verifier),
+        ready,
         started: Instant::now(),
     });
     shared.kernel().attach_tap(&shared.tap)?;
     pus::attach_interfaces(&shared);
-    policy::save_rule_names(&shared);
+    policy::cut_where(&shared, Reason::Revoked, |flow| distrusted.contains(&flow.session));
+    if let Some(texts) = texts {
+        policy::save_rule_names(&shared);
+        last_good::save(&shared.config.paths.socket, &texts);
+    }
     Ok(shared)
 }
 
@@ -172,6 +216,16 @@ fn load_options(config: &Config) -> anyhow::Result<LoadOptions> {
     })
 }
 
+/// Waits until a thread has ended that must not; its name.
+async fn ended(look: impl Fn() -> Option<String>) -> String {
+    loop {
+        if let Some(thread) = look() {
+            return thread;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 async fn serve(shared: Arc<Shared>, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     let socket: PathBuf = shared.config.paths.socket.clone();
     if let Some(directory) = socket.parent() {
@@ -182,7 +236,7 @@ async fn serve(shared: Arc<Shared>, metrics: Arc<Metrics>) -> anyhow::Result<()>
         let exporter = MetricsServer::bind(address).await?;
         tokio::spawn(exporter.serve(metrics));
     }
-    shared.ready.store(true, std::sync::atomic::Ordering::Release);
+    shared.ready.store(true, Ordering::Release);
     tracing::info!(name = %shared.state().own.id(), "enforcing");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -193,4 +247,17 @@ async fn serve(shared: Arc<Shared>, metrics: Arc<Metrics>) -> anyhow::Result<()>
     }
     tracing::info!("ending; enforcement goes on in the kernel (`enforcer unload` ends it)");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_dies_is_noticed() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let thread = std::thread::Builder::new().name("handshakes".into()).spawn(|| {}).unwrap();
+        let name = runtime.block_on(ended(|| thread.is_finished().then(|| thread.thread().name().unwrap().to_owned())));
+        assert_eq!(name, "handshakes");
+    }
 }

@@ -1,14 +1,14 @@
 //! What the kernel's numbers are called: for records, views, and for the command line while no agent runs.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::{flow_log::Names, map_write::Maps};
+use crate::{flow_log::Names, identity::EnforcerId, map_write::Maps};
 
 /// Names by number. Names of what has gone are kept: records outlive what they tell of.
 #[derive(Debug, Default)]
@@ -53,6 +53,15 @@ impl NameTable {
         self.write(|tables| tables.rules.extend(rules));
     }
 
+    /// Forgets names of what has gone once there are too many of them; `live` are the PUs, identities and rules that are there.
+    pub fn prune(&self, live: &Live) {
+        self.write(|tables| {
+            shrink(&mut tables.pus, &live.pus);
+            shrink(&mut tables.identities, &live.identities);
+            shrink(&mut tables.rules, &live.rules);
+        });
+    }
+
     fn write(&self, change: impl FnOnce(&mut Tables)) {
         change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
     }
@@ -64,6 +73,26 @@ impl NameTable {
     /// The rules' names, for [`rules_file`].
     pub fn rules(&self) -> HashMap<u32, String> {
         self.read(|tables| tables.rules.clone())
+    }
+}
+
+/// Numbers in use.
+#[derive(Debug, Default)]
+pub struct Live {
+    /// PUs of this host.
+    pub pus: HashSet<u32>,
+    /// Identities.
+    pub identities: HashSet<u32>,
+    /// Rules.
+    pub rules: HashSet<u32>,
+}
+
+/// Names of what has gone are kept for the records that tell of it, but only so many.
+const GONE_MAX: usize = 20_000;
+
+fn shrink(names: &mut HashMap<u32, String>, live: &HashSet<u32>) {
+    if names.len() > live.len() + GONE_MAX {
+        names.retain(|number, _| live.contains(number));
     }
 }
 
@@ -92,6 +121,18 @@ pub(super) struct IdentityDoc {
     /// `key=value`.
     pub tags: Vec<String>,
 }
+
+/// What is remembered of the agent itself, in `PU_DOCS` under [`AGENT_DOC`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct AgentDoc {
+    /// The index of the next PU. An index is never given to another PU: sockets nobody can find may still bear it.
+    pub next_pu: u32,
+    /// Who the enforcer was.
+    pub enforcer: EnforcerId,
+}
+
+/// No PU's index.
+pub(super) const AGENT_DOC: u32 = 0;
 
 /// What is remembered of a PU, in `PU_DOCS`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -152,9 +193,38 @@ pub(super) fn offline_names(maps: &Maps, socket: &Path) -> NameTable {
             names.set_identity(identity, doc.name);
         }
     }
-    let rules = std::fs::read(rules_file(socket)).ok();
-    if let Some(rules) = rules.and_then(|bytes| serde_json::from_slice::<HashMap<u32, String>>(&bytes).ok()) {
-        names.set_rules(rules.into_iter());
-    }
+    names.set_rules(saved_rules(socket).into_iter());
     names
+}
+
+/// The rules' names as the last agent left them; none if they cannot be read.
+pub(super) fn saved_rules(socket: &Path) -> HashMap<u32, String> {
+    let bytes = std::fs::read(rules_file(socket)).unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_what_has_gone_do_not_pile_up() {
+        let names = NameTable::default();
+        let live = Live { pus: [1].into(), identities: [2].into(), rules: [3].into() };
+        for number in 0..GONE_MAX as u32 {
+            names.set_pu(number, "pu");
+            names.set_identity(number, "identity".into());
+        }
+        names.set_rules((0..GONE_MAX as u32).map(|rule| (rule, "rule".into())));
+        names.prune(&live);
+        assert_eq!((names.pu(9), names.peer(0, 9), names.rule(9)), ("pu".into(), "identity".into(), "rule".into()));
+        for number in 0..10 {
+            names.set_pu(1_000_000 + number, "pu");
+            names.set_identity(1_000_000 + number, "identity".into());
+        }
+        names.set_rules((0..10).map(|rule| (1_000_000 + rule, "rule".into())));
+        names.prune(&live);
+        assert_eq!((names.pu(1), names.peer(0, 2), names.rule(3)), ("pu".into(), "identity".into(), "rule".into()));
+        assert_eq!((names.pu(9), names.peer(0, 9), names.rule(9)), (String::new(), String::new(), "rule 9".into()));
+    }
 }

@@ -11,24 +11,68 @@ use common::{
 };
 use policy::{Delta, IdentityId, Moment, PolicyRule};
 
-use super::{Shared, clock, names, state::State};
+use super::{Shared, clock, last_good, names, state::State};
 use crate::{
-    config::PolicyText,
+    config::{Config, PolicyText},
     handshake::build::{self, Toward},
-    link_net, sys,
+    link_net,
+    map_write::{MapWriteError, patiently},
+    sys,
 };
 
 /// Rules and the files they came from.
 pub(super) struct Rules {
     pub rules: Vec<Arc<PolicyRule>>,
-    pub files: Vec<PathBuf>,
+    pub texts: Vec<PolicyText>,
 }
 
-/// Reads and parses every policy file below the configured paths.
-pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Rules> {
-    let texts = PolicyText::read_all(paths)?;
-    let rules = policy::parse_files(texts.iter().map(|file| (file.file.as_str(), file.text.as_str())))?;
-    Ok(Rules { rules, files: texts.into_iter().map(|file| file.file.into()).collect() })
+impl Rules {
+    /// Reads and parses every policy file below the configured paths.
+    pub fn read(paths: &[PathBuf]) -> anyhow::Result<Self> {
+        Self::parse(PolicyText::read_all(paths)?)
+    }
+
+    /// Parses policy files.
+    pub fn parse(texts: Vec<PolicyText>) -> anyhow::Result<Self> {
+        let rules = policy::parse_files(texts.iter().map(|file| (file.file.as_str(), file.text.as_str())))?;
+        Ok(Self { rules, texts })
+    }
+}
+
+/// What an agent begins with.
+pub(super) enum Beginning {
+    /// The policy as it is.
+    Policy(Rules),
+    /// The policy is broken; the one that was last in force, and what is wrong.
+    LastGood(Rules, String),
+    /// The policy is broken, and nothing is left of the one before.
+    Nothing(String),
+}
+
+/// Reads the policy for a start. Where an enforcer was in force before, a broken policy must not keep the agent away: nobody
+/// would renew and judge, and known peers would be strangers before long. A first start with one is an error.
+pub(super) fn begin(config: &Config, enforced_before: bool) -> anyhow::Result<Beginning> {
+    let problem = match Rules::read(&config.policy.paths) {
+        Ok(rules) => return Ok(Beginning::Policy(rules)),
+        Err(error) if enforced_before => format!("{error:#}"),
+        Err(error) => return Err(error),
+    };
+    match last_good::read(&config.paths.socket).and_then(Rules::parse) {
+        Ok(rules) => {
+            tracing::error!(error = problem, "the policy is broken: the last good one is in force until it is mended");
+            let problem = format!("{problem}; the last good policy is in force");
+            Ok(Beginning::LastGood(rules, problem))
+        }
+        Err(error) => {
+            tracing::error!(
+                error = problem,
+                copy = format!("{error:#}"),
+                "the policy is broken and there is no good copy of the last one: what was judged stays, everything new is denied"
+            );
+            let problem = format!("{problem}; what was judged before stays, everything new is denied");
+            Ok(Beginning::Nothing(problem))
+        }
+    }
 }
 
 impl State {
@@ -41,7 +85,7 @@ impl State {
         let gone: Vec<(u32, String)> = self.compiled.rules().map(|(id, rule)| (id.0, rule.full_name())).collect();
         let delta = self.compiled.update_rules(&rules.rules)?;
         self.rules = rules.rules;
-        self.policy_files = rules.files;
+        self.policy_files = rules.texts.iter().map(|file| file.file.as_str().into()).collect();
         self.names.set_rules(gone.into_iter());
         let added = delta.added.iter().filter_map(|id| Some((id.0, self.compiled.rule(*id)?.full_name())));
         self.names.set_rules(added);
@@ -54,105 +98,125 @@ impl State {
         Ok(delta)
     }
 
-    /// Replaces the rules: pairs first, then networks, then the generation that makes the kernel judge flows again.
-    ///
-    /// # Errors
-    /// If the rules cannot be compiled; nothing has changed then.
-    pub fn install_rules(&mut self, rules: Rules) -> anyhow::Result<bool> {
-        let delta = self.compile(rules)?;
-        if delta.is_empty() && self.config.current().generation != 0 {
+    /// Judges a pair that has a verdict of rules that may be gone. If there is no room it counts as not judged: it is asked
+    /// for at its next connection, and refused if there still is none. An old verdict must not outlive its rules. False
+    /// if there will be room soon.
+    fn judge_again(&mut self, pair: Pair) -> anyhow::Result<bool> {
+        let known = |number: u32| IdentityId(number).is_external() || self.identities.get(number).is_some();
+        if !known(pair.subject) || !known(pair.object) {
+            self.pairs.remove(pair)?;
+            return Ok(true);
+        }
+        let Err(error) = self.judge_pair(pair) else { return Ok(true) };
+        self.pairs.remove(pair)?;
+        if let MapWriteError::Resting { .. } = error {
             return Ok(false);
         }
-        self.enforce(&delta)?;
+        tracing::error!(%error, "a pair is no longer judged");
         Ok(true)
     }
 
-    /// Lets rules end whose time is over; the names of those that did.
-    ///
-    /// # Errors
-    /// What the kernel reports; then it has not been told of everything, see [`State::unsettled`].
-    pub fn expire_rules(&mut self, now: Moment) -> anyhow::Result<Vec<String>> {
-        let delta = self.compiled.advance(now);
-        if !delta.is_empty() {
-            self.enforce(&delta)?;
-        }
-        Ok(delta.expired.iter().filter_map(|id| Some(self.compiled.rule(*id)?.full_name())).collect())
-    }
-
-    fn enforce(&mut self, delta: &Delta) -> anyhow::Result<()> {
-        // Until all is done, the kernel has less than the agent's mind.
-        self.unsettled = true;
-        let stale: Vec<Pair> = self
-            .pairs
-            .iter()
-            .filter(|pair| delta.affects(IdentityId(pair.subject), IdentityId(pair.object)))
-            .copied()
-            .collect();
-        for pair in stale {
-            // A pair that finds no room counts as not judged: it is asked for at its next connection, and refused if
-            // there still is no room. An old verdict must not outlive its rules.
-            if let Err(error) = self.judge_pair(pair) {
-                tracing::error!(%error, "a pair is no longer judged");
-                self.pairs.remove(pair)?;
-            }
-        }
-        if delta.externals_changed {
-            self.judge_externals()?;
-        }
-        self.write_networks()?;
-        self.config.update(|config| config.generation = config.generation.wrapping_add(1).max(1))?;
-        self.unsettled = false;
-        Ok(())
+    /// Makes the kernel judge all flows again.
+    pub fn next_generation(&mut self) -> anyhow::Result<()> {
+        Ok(self.config.update(|config| config.generation = config.generation.wrapping_add(1).max(1))?)
     }
 
     /// Judges every pair anew: after a restart, rules have other numbers.
     pub fn settle(&mut self) -> anyhow::Result<()> {
         let pairs: Vec<Pair> = self.pairs.iter().copied().collect();
         for pair in pairs {
-            let known = |number: u32| IdentityId(number).is_external() || self.identities.get(number).is_some();
-            if known(pair.subject) && known(pair.object) {
-                self.judge_pair(pair)?;
-            } else {
-                self.pairs.remove(pair)?;
+            if !self.judge_again(pair)? {
+                patiently(|| self.judge_pair(pair))?;
             }
         }
-        self.judge_externals()?;
+        patiently(|| self.judge_externals())?;
         self.write_networks()?;
-        self.config.update(|config| config.generation = config.generation.wrapping_add(1).max(1))?;
-        self.config.beat()?;
-        self.unsettled = false;
-        Ok(())
+        self.next_generation()
     }
+}
+
+/// Puts rules in force; whether anything changed.
+///
+/// # Errors
+/// If the rules cannot be compiled, nothing has changed; after any other error upkeep tries again, see [`State::unsettled`].
+fn install(shared: &Shared, rules: Rules) -> anyhow::Result<bool> {
+    let texts = rules.texts.clone();
+    let (delta, everything) = {
+        let mut state = shared.state();
+        let delta = state.compile(rules)?;
+        (delta, std::mem::take(&mut state.frozen) || state.unsettled)
+    };
+    if delta.is_empty() && !everything {
+        return Ok(false);
+    }
+    enforce(shared, &delta, everything)?;
+    last_good::save(&shared.config.paths.socket, &texts);
+    Ok(true)
+}
+
+/// Tells the kernel what changed (or everything): pairs first, then networks, then the generation that makes it judge flows
+/// again. Where room for verdicts must be waited for, nobody else waits.
+fn enforce(shared: &Shared, delta: &Delta, everything: bool) -> anyhow::Result<()> {
+    let mut late = Vec::new();
+    {
+        let mut guard = shared.state();
+        let state = &mut *guard;
+        // Until all is done, the kernel has less than the agent's mind.
+        state.unsettled = true;
+        let affected = |pair: &&Pair| everything || delta.affects(IdentityId(pair.subject), IdentityId(pair.object));
+        let stale: Vec<Pair> = state.pairs.iter().filter(affected).copied().collect();
+        for pair in stale {
+            if !state.judge_again(pair)? {
+                late.push(pair);
+            }
+        }
+    }
+    if everything || delta.externals_changed {
+        patiently(|| shared.state().judge_externals())?;
+    }
+    {
+        let mut state = shared.state();
+        state.write_networks()?;
+        state.next_generation()?;
+        state.unsettled = false;
+    }
+    for pair in late {
+        if let Err(error) = patiently(|| shared.state().ensure_pair(pair.subject, pair.object)) {
+            tracing::error!(%error, "a pair is no longer judged");
+        }
+    }
+    Ok(())
 }
 
 /// Lets rules end when their time is over, and makes good what the kernel refused before.
 pub(super) fn upkeep(shared: &Shared) {
-    let mut state = shared.state();
-    let due = state.compiled.next_expiry();
     let now = Moment::from_unix(clock::now());
-    let expires = due.is_some_and(|due| due <= now) || now < state.compiled.now();
-    if !expires && !state.unsettled {
-        return;
-    }
-    let done = match state.unsettled {
-        true => state.settle().and_then(|()| state.expire_rules(now)),
-        false => state.expire_rules(now),
-    };
-    drop(state);
-    match done {
-        Ok(rules) => {
-            rejudge(shared);
-            if !rules.is_empty() {
-                tracing::info!(rules = rules.join(" "), "rules expired");
-            }
+    let (delta, everything, expired) = {
+        let mut state = shared.state();
+        let due = state.compiled.next_expiry();
+        let expires = due.is_some_and(|due| due <= now) || now < state.compiled.now();
+        if state.frozen || (!expires && !state.unsettled) {
+            return;
         }
-        Err(error) => tracing::error!(error = format!("{error:#}"), "the kernel does not have the whole policy"),
+        let delta = state.compiled.advance(now);
+        let names = delta.expired.iter().filter_map(|id| Some(state.compiled.rule(*id)?.full_name()));
+        let expired: Vec<String> = names.collect();
+        (delta, state.unsettled, expired)
+    };
+    if !delta.is_empty() || everything {
+        if let Err(error) = enforce(shared, &delta, everything) {
+            return tracing::error!(error = format!("{error:#}"), "the kernel does not have the whole policy");
+        }
+        rejudge(shared);
+    }
+    if !expired.is_empty() {
+        tracing::info!(rules = expired.join(" "), "rules expired");
     }
 }
 
 /// Reads the policy again and puts it in force; a broken one leaves the old in force and says so.
 pub(super) fn reload(shared: &Shared) {
-    let applied = read(&shared.config.policy.paths).and_then(|rules| shared.state().install_rules(rules));
+    let applied = Rules::read(&shared.config.policy.paths).and_then(|rules| install(shared, rules));
     let error = match applied {
         Ok(false) => None,
         Ok(true) => {

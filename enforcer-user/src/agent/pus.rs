@@ -13,7 +13,7 @@ use common::{
 
 use super::{
     Shared, clock,
-    names::{PuDoc, TargetDoc},
+    names::{AGENT_DOC, AgentDoc, PuDoc, TargetDoc},
     policy,
     state::{LocalPu, State, flat},
 };
@@ -21,6 +21,7 @@ use crate::{
     admin::{AdminError, ErrorKind, PuTarget},
     identity::{PreparedCredential, Tags, TrustProfile, credential},
     link_net,
+    map_write::{INDEX_MAX, patiently},
     workload::adopt,
 };
 
@@ -36,9 +37,7 @@ pub(super) struct Wanted {
 pub(super) fn add(shared: &Shared, wanted: Wanted) -> Result<(String, String, Option<PathBuf>), AdminError> {
     let invalid = |message: String| AdminError::new(ErrorKind::Invalid, message);
     let mut state = shared.state();
-    let index = state.free_pu().ok_or_else(|| {
-        AdminError::new(ErrorKind::Busy, format!("all {} PUs are in use; remove one", state.pu_slots.capacity()))
-    })?;
+    let index = state.next_pu()?;
     let id = format!("pu{index}");
     let name = wanted.name.unwrap_or_else(|| id.clone());
     if state.pus.values().any(|pu| pu.name == name) {
@@ -69,16 +68,12 @@ pub(super) fn add(shared: &Shared, wanted: Wanted) -> Result<(String, String, Op
     pu.target = target;
     let name = pu.name.clone();
     let done = state.install(pu, credential);
-    if let Err(error) = done {
-        if let Some(cgroup) = &made {
-            let _ = std::fs::remove_dir(cgroup);
-        }
-        state.forget_pu(index);
-        return Err(AdminError::internal(error));
-    }
     drop(state);
-    if let Err(error) = bind(shared, index) {
-        shared.state().forget_pu(index);
+    let done =
+        done.and_then(|()| Ok(patiently(|| shared.state().judge_externals())?)).and_then(|()| bind(shared, index));
+    if let Err(error) = done {
+        // Sockets may bear its number already, and flows.
+        end(shared, index);
         return Err(AdminError::internal(error));
     }
     tracing::info!(pu = %name, "PU made");
@@ -195,22 +190,30 @@ const ENTRY_PATIENCE: u64 = 60;
 
 /// Ends PUs whose cgroup is gone, and commands whose cgroup is empty.
 pub(super) fn reap(shared: &Shared) {
+    // The file system is asked without the lock: a cgroup's files can take their time.
+    let now = clock::now();
+    let look = |pu: &LocalPu| {
+        let waited = now.saturating_sub(pu.created) > ENTRY_PATIENCE;
+        (pu.index, pu.target.clone(), pu.released || pu.populated || waited)
+    };
+    let targets: Vec<_> = shared.state().pus.values().map(look).collect();
     let mut over = Vec::new();
-    for pu in shared.state().pus.values_mut() {
-        match &pu.target {
-            TargetDoc::Command { path, .. } => {
-                let populated = is_populated(path);
-                pu.populated |= populated == Some(true);
-                let waited = clock::now().saturating_sub(pu.created) > ENTRY_PATIENCE;
-                let ended = populated == Some(false) && (pu.released || pu.populated || waited);
-                if ended || is_gone(path) {
-                    over.push(pu.index);
+    for (index, target, may_end) in targets {
+        match target {
+            TargetDoc::Command { path, .. } => match is_populated(&path) {
+                Some(true) => {
+                    if let Some(pu) = shared.state().pus.get_mut(&index) {
+                        pu.populated = true;
+                    }
                 }
-            }
+                Some(false) if may_end => over.push(index),
+                _ if is_gone(&path) => over.push(index),
+                _ => {}
+            },
             TargetDoc::Cgroup { path, id } => {
-                let replaced = std::fs::metadata(path).is_ok_and(|directory| directory.ino() != *id);
-                if replaced || is_gone(path) {
-                    over.push(pu.index);
+                let replaced = std::fs::metadata(&path).is_ok_and(|directory| directory.ino() != id);
+                if replaced || is_gone(&path) {
+                    over.push(index);
                 }
             }
             TargetDoc::Interface { .. } => {}
@@ -289,11 +292,27 @@ impl State {
         around.max_by_key(|(path, _)| path.components().count()).map_or(0, |(_, index)| index)
     }
 
-    fn free_pu(&mut self) -> Option<u32> {
+    /// The index of a new PU, one that none ever had: sockets and flows of a PU can outlive it where nobody finds them, and
+    /// must not become another's.
+    fn next_pu(&mut self) -> Result<u32, AdminError> {
+        let busy = |message: String| AdminError::new(ErrorKind::Busy, message);
         let capacity = self.pu_slots.capacity();
-        let free = (self.next_pu..capacity).chain(1..self.next_pu).find(|index| !self.pus.contains_key(index))?;
-        self.next_pu = if free + 1 < capacity { free + 1 } else { 1 };
-        Some(free)
+        if self.pus.len() >= capacity as usize {
+            return Err(busy(format!("all {capacity} PUs are in use; remove one")));
+        }
+        let index = self.next_pu;
+        if index > INDEX_MAX {
+            return Err(busy("all numbers of PUs have been used; run `enforcer unload`, then start again".into()));
+        }
+        self.next_pu = index + 1;
+        self.save_agent_doc().map_err(AdminError::internal)?;
+        Ok(index)
+    }
+
+    /// Leaves to the next agent what it must know of this one.
+    pub fn save_agent_doc(&self) -> anyhow::Result<()> {
+        let doc = AgentDoc { next_pu: self.next_pu, enforcer: self.own.id().clone() };
+        Ok(self.maps.pu_docs.insert(AGENT_DOC, &serde_json::to_vec(&doc)?)?)
     }
 
     /// A handle no PU has. What peers remember of a former owner is void: it is taken from `KNOWN_TO_PEER` when the owner
@@ -324,8 +343,17 @@ impl State {
         credential::prepare(&self.own, &profile)
     }
 
-    /// Enters a PU everywhere but where its target leads to it.
+    /// Enters a PU everywhere but where its target leads to it, and but for its verdicts on external networks. What an error
+    /// leaves behind is the caller's to remove.
     pub fn install(&mut self, mut pu: LocalPu, credential: PreparedCredential) -> anyhow::Result<()> {
+        let index = pu.index;
+        let entered = self.enter(&mut pu).and_then(|()| self.show(&mut pu, credential));
+        self.pus.insert(index, pu);
+        entered
+    }
+
+    /// As [`Self::install`], without a credential.
+    pub fn enter(&mut self, pu: &mut LocalPu) -> anyhow::Result<()> {
         let label = format!("{}/{}", self.own.id().name(), pu.name);
         pu.identity = self.intern(&pu.namespace, &pu.tags, &label)?;
         self.names.set_pu(pu.index, &pu.name);
@@ -338,14 +366,11 @@ impl State {
             target: pu.target.clone(),
         };
         self.maps.pu_docs.insert(pu.index, &serde_json::to_vec(&doc)?)?;
-        self.show(&mut pu, credential)?;
         let self_session = self.config.current().self_session;
         let own = SessionPu { session: self_session, handle: pu.handle, pad: 0 };
         self.maps.peer_pus.insert(&own, &PeerPu { until_ns: u64::MAX, identity: pu.identity, pad: 0 })?;
         self.maps.known_to_peer.insert(&own, &u64::MAX)?;
         self.names.set_peer(self_session, pu.identity, label);
-        self.pus.insert(pu.index, pu);
-        self.judge_externals()?;
         self.config.update(|config| config.flags |= abi::CONFIG_HAS_PU)?;
         Ok(())
     }

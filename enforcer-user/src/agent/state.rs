@@ -1,7 +1,7 @@
 //! What the agent knows: its keys, its PUs, the identities it has met, the compiled policy.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::PathBuf,
     sync::Arc,
 };
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     config::{Config, Strangers, Unmanaged},
     handshake::{Own, Session, Sessions},
-    identity::{Anchors, OwnIdentity, Prekeys, PreparedCredential, Tags, Verifier},
+    identity::{Anchors, AuthorityId, OwnIdentity, Prekeys, PreparedCredential, Tags, Verifier},
     map_write::{ConfigWriter, MapWriteError, Maps, Networks, Pairs, Pus, intervals, network_table},
 };
 
@@ -52,7 +52,6 @@ pub(super) struct LocalPu {
 /// All that changes, behind one lock.
 pub(super) struct State {
     pub own: OwnIdentity,
-    pub verifier: Verifier,
     pub prekeys: Prekeys,
     pub sessions: Sessions,
     pub pus: BTreeMap<u32, LocalPu>,
@@ -63,6 +62,8 @@ pub(super) struct State {
     pub policy_error: Option<String>,
     /// The kernel could not be told all of the policy that was compiled last.
     pub unsettled: bool,
+    /// No policy could be read since the start: what the kernel has stays as the former agent left it.
+    pub frozen: bool,
     pub pairs: Pairs,
     pub networks: Networks,
     pub pu_slots: Pus,
@@ -118,19 +119,13 @@ pub(super) fn own_identity(config: &Config) -> anyhow::Result<(OwnIdentity, Veri
 }
 
 impl State {
-    pub fn new(
-        config: &Config,
-        (own, verifier): (OwnIdentity, Verifier),
-        maps: Arc<Maps>,
-        names: Arc<NameTable>,
-    ) -> anyhow::Result<Self> {
+    pub fn new(config: &Config, own: OwnIdentity, maps: Arc<Maps>, names: Arc<NameTable>) -> anyhow::Result<Self> {
         let directory = maps.directory().to_owned();
         let mut compiled = Compiled::new(&[], Capabilities::default())?;
         compiled.advance(Moment::from_unix(clock::now()));
         let rotation = u32::try_from(config.identity.prekey_rotation.as_secs()).unwrap_or(u32::MAX / 4);
         Ok(Self {
             own,
-            verifier,
             // A peer that met this enforcer just before a rotation keeps its session for one more interval.
             prekeys: Prekeys::new(rotation, rotation, clock::now())?,
             sessions: Sessions::new(SESSIONS_MAX),
@@ -141,6 +136,7 @@ impl State {
             policy_files: Vec::new(),
             policy_error: None,
             unsettled: false,
+            frozen: false,
             pairs: Pairs::open(&directory)?,
             networks: Networks::open(&directory)?,
             pu_slots: Pus::open(&directory)?,
@@ -253,7 +249,8 @@ impl State {
         self.networks.replace(&wanted).map(drop)
     }
 
-    /// All verdicts between local identities and external networks: those are never asked for, so they must be there.
+    /// All verdicts between local identities and external networks: those are never asked for, so they must be there. Of a
+    /// repeated call only what is missing costs.
     pub fn judge_externals(&mut self) -> Result<(), MapWriteError> {
         let externals: BTreeSet<u32> = self.compiled.external_prefixes().iter().map(|(_, id)| id.0).collect();
         let locals: BTreeSet<u32> = self.pus.values().map(|pu| pu.identity).collect();
@@ -273,21 +270,36 @@ impl State {
     }
 
     /// Writes a session, keeping an index the kernel learned from a CONFIRM.
-    pub fn write_session(&mut self, session: &Session) -> anyhow::Result<()> {
+    pub fn write_session(&mut self, session: &Session, authority: &AuthorityId) -> anyhow::Result<()> {
         let learned = self.maps.sessions.get(&session.index)?.map_or(0, |entry| entry.peer_index);
         let mut entry = session.map_value(clock::monotonic(session.until), 0);
         if entry.peer_index == 0 {
             entry.peer_index = learned;
         }
-        self.maps.session_docs.insert(session.index, &serde_json::to_vec(&session.doc())?)?;
+        self.maps.session_docs.insert(session.index, &serde_json::to_vec(&session.doc(authority))?)?;
         self.maps.sessions.insert(&session.index, &entry)?;
         Ok(())
     }
 
+    /// Forgets sessions and all that is known in them; flows that were made in them stay.
+    pub fn forget_sessions(&mut self, gone: &HashSet<u32>) -> Result<(), MapWriteError> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        for index in gone {
+            self.sessions.remove(*index);
+            self.maps.sessions.remove(index)?;
+            self.maps.session_docs.remove(*index)?;
+        }
+        self.maps.peer_pus.retain(|key, _| !gone.contains(&key.session))?;
+        self.maps.known_to_peer.retain(|key, _| !gone.contains(&key.session))?;
+        self.maps.peer_addrs.retain(|_, session| !gone.contains(session))?;
+        Ok(())
+    }
+
     /// This enforcer's share in a handshake, beside its verifier.
-    pub fn handshake(&mut self) -> (&mut Verifier, Own<'_>) {
-        let own = Own { id: self.own.id(), prekeys: &mut self.prekeys, sessions: &mut self.sessions };
-        (&mut self.verifier, own)
+    pub fn handshake(&mut self) -> Own<'_> {
+        Own { id: self.own.id(), prekeys: &mut self.prekeys, sessions: &mut self.sessions }
     }
 }
 

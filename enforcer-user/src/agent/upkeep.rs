@@ -15,7 +15,7 @@ use common::flow::{
     SYN_SENT,
 };
 
-use super::{Shared, clock, policy, pus};
+use super::{Shared, clock, names::Live, policy, pus};
 use crate::{
     link_net::Change,
     ring::{Handshakes, Telemetry},
@@ -26,6 +26,18 @@ use crate::{
 pub(super) struct Upkeep {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
+    handshakes: Arc<Handshakes>,
+}
+
+impl Upkeep {
+    /// The name of a thread that has ended by itself: by a panic, or because its system calls fail.
+    pub fn ended(&self) -> Option<String> {
+        if !self.handshakes.is_running() {
+            return Some("handshakes".into());
+        }
+        let ended = self.threads.iter().find(|thread| thread.is_finished());
+        ended.map(|thread| thread.thread().name().unwrap_or_default().to_owned())
+    }
 }
 
 impl Drop for Upkeep {
@@ -45,7 +57,8 @@ pub(super) fn start(
     policy_seen: PolicyStamp,
 ) -> std::io::Result<Upkeep> {
     let stop = Arc::new(AtomicBool::new(false));
-    let mut upkeep = Upkeep { stop: stop.clone(), threads: Vec::new() };
+    let handshakes = Arc::new(handshakes);
+    let mut upkeep = Upkeep { stop: stop.clone(), threads: Vec::new(), handshakes: handshakes.clone() };
     let mut thread = |name: &str, mut work: Box<dyn FnMut() + Send>| {
         let stopped = stop.clone();
         let each_tick = move || {
@@ -141,20 +154,12 @@ fn renew(shared: &Shared) {
         Ok(rotated) => state.renew(rotated),
         Err(error) => tracing::error!(%error, "prekeys could not be rotated"),
     }
-    let ended = state.sessions.expire(now);
-    for session in &ended {
-        let removed = state.maps.sessions.remove(&session.index).and(state.maps.session_docs.remove(session.index));
-        if let Err(error) = removed {
-            tracing::error!(%error, "an expired session stays");
-        }
-    }
+    let ended = state.sessions.expire(now).iter().map(|session| session.index).collect();
     let mono = sys::monotonic_ns();
-    let of_ended = |index: u32| ended.iter().any(|session| session.index == index);
     let swept = state
-        .maps
-        .peer_pus
-        .retain(|key, peer| peer.until_ns > mono && !of_ended(key.session))
-        .and(state.maps.known_to_peer.retain(|key, until| *until > mono && !of_ended(key.session)));
+        .forget_sessions(&ended)
+        .and(state.maps.peer_pus.retain(|_, peer| peer.until_ns > mono))
+        .and(state.maps.known_to_peer.retain(|_, until| *until > mono));
     if let Err(error) = swept {
         tracing::error!(%error, "expired entries stay");
     }
@@ -209,6 +214,9 @@ fn try_sweep_identities(shared: &Shared) -> anyhow::Result<()> {
         used.insert(flow.local_identity);
         used.insert(flow.peer_identity);
     })?;
+    let rules = state.compiled.rules().map(|(id, _)| id.0).collect();
+    let pus = state.pus.keys().copied().collect();
+    state.names.prune(&Live { pus, identities: used.clone(), rules });
     let unused: Vec<u32> = state.identities.numbers().into_iter().filter(|number| !used.contains(number)).collect();
     if unused.is_empty() {
         return Ok(());

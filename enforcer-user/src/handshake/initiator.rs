@@ -7,7 +7,11 @@ use common::{
     wire::{self, CONFIRM, HELLO_REPLY, OptionBytes, Transcript},
 };
 
-use super::{Frame, HandshakeError, LocalPu, Own, Session, build::DenyProof, sessions::same_mac};
+use super::{
+    Frame, HandshakeError, LocalPu, Own, Session,
+    build::DenyProof,
+    sessions::{IN_FLIGHT, same_mac},
+};
 use crate::identity::{VerifiedCredential, Verifier};
 
 /// A server that proved itself live; the connection may be released if the caller's policy allows it.
@@ -25,8 +29,31 @@ pub struct Reply {
     local: LocalPu,
 }
 
+/// A HELLO_REPLY whose credential was found right. Its sender may still be replaying: only the MAC proves it live.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    option: OptionBytes,
+    peer: Arc<VerifiedCredential>,
+}
+
+/// Verifies the credential in the HELLO_REPLY in `frame` at `now` (Unix seconds): the slow part, which needs nothing but the
+/// verifier.
+///
+/// # Errors
+/// With the reason to count, and to send in a DENY.
+pub fn verify(verifier: &mut Verifier, frame: &Frame<'_>, now: u64) -> Result<Shown, HandshakeError> {
+    if !frame.is_syn_ack() {
+        return Err(HandshakeError::Unexpected("a SYN-ACK"));
+    }
+    let option = frame.option().filter(|option| option.packet_type() == HELLO_REPLY);
+    let option = option.ok_or(HandshakeError::Unexpected("HELLO_REPLY on a SYN-ACK"))?;
+    let peer = verifier.verify(frame.payload(), now)?;
+    peer.check_handle(option.handle())?;
+    Ok(Shown { option, peer })
+}
+
 /// Verifies the HELLO_REPLY in `frame` at `now` (Unix seconds), for the connection that `local` opened with the initial
-/// sequence number `isn`.
+/// sequence number `isn`: [`verify`], then [`Shown::authenticate`].
 ///
 /// # Errors
 /// With the reason to count, and to send in a DENY.
@@ -38,69 +65,73 @@ pub fn authenticate(
     frame: &Frame<'_>,
     now: u64,
 ) -> Result<Reply, HandshakeError> {
-    let (option, peer) = credential_of(verifier, frame, now)?;
-    let transcript = Transcript { sender_isn: frame.seq(), peer_isn: isn, peer_handle: local.handle };
-    // The credential on our SYN may be older than the one we would attach now: try every prekey the server may have
-    // seen, the likeliest first.
-    let mut prekeys = own.prekeys.live();
-    prekeys.sort_by_key(|prekey| prekey.epoch != local.epoch);
-    for prekey in prekeys {
-        let (key, keys) = own.keys(prekey, &peer)?;
-        let mac = wire::mac(&keys.inbound, HELLO_REPLY, option.flags, option.handle(), option.index(), &transcript);
-        if !same_mac(mac, option.mac()) {
-            continue;
+    verify(verifier, frame, now)?.authenticate(own, local, isn, frame, now)
+}
+
+impl Shown {
+    /// Proves the sender of `frame` live, for the connection that `local` opened with the initial sequence number `isn`, and
+    /// opens or finds the session.
+    ///
+    /// # Errors
+    /// With the reason to count, and to send in a DENY.
+    pub fn authenticate(
+        self,
+        own: &mut Own<'_>,
+        local: LocalPu,
+        isn: u32,
+        frame: &Frame<'_>,
+        now: u64,
+    ) -> Result<Reply, HandshakeError> {
+        let Self { option, peer } = self;
+        let transcript = Transcript { sender_isn: frame.seq(), peer_isn: isn, peer_handle: local.handle };
+        // The credential on our SYN may be older than the one we would attach now: try every prekey the server may have
+        // seen, the likeliest first.
+        let mut prekeys = own.prekeys.live();
+        prekeys.sort_by_key(|prekey| prekey.epoch != local.epoch);
+        for prekey in prekeys {
+            let (key, keys) = own.keys(prekey, &peer)?;
+            let mac = wire::mac(&keys.inbound, HELLO_REPLY, option.flags, option.handle(), option.index(), &transcript);
+            if !same_mac(mac, option.mac()) {
+                continue;
+            }
+            if option.index() == 0 || frame.ack() != isn.wrapping_add(1) {
+                return Err(HandshakeError::ReplyMac);
+            }
+            // The server opened it in time; that its answer was on its way meanwhile makes nothing new of it.
+            let index = own.sessions.open(key, keys, now.saturating_sub(IN_FLIGHT))?.index;
+            own.sessions.set_peer_index(index, option.index());
+            let session = own.sessions.get(index).cloned().ok_or(HandshakeError::SessionEnded)?;
+            let transcript = Transcript { sender_isn: isn, peer_isn: frame.seq(), peer_handle: option.handle() };
+            let confirm = wire::sealed(&keys.outbound, CONFIRM, 0, local.handle, index, &transcript);
+            return Ok(Reply { peer, session, confirm, peer_isn: frame.seq(), isn, local });
         }
-        if option.index() == 0 || frame.ack() != isn.wrapping_add(1) {
+        Err(HandshakeError::ReplyMac)
+    }
+
+    /// As [`Self::authenticate`], for an answer to a RESUME: the server resumed `session` but shows its credential because this
+    /// enforcer has not seen it, or no longer. The MAC is the session's, whatever prekey the credential shows by now.
+    ///
+    /// # Errors
+    /// As [`Self::authenticate`]; a credential of another enforcer is [`HandshakeError::ReplyMac`].
+    pub fn authenticate_in(
+        self,
+        session: Session,
+        local: LocalPu,
+        isn: u32,
+        frame: &Frame<'_>,
+    ) -> Result<Reply, HandshakeError> {
+        let Self { option, peer } = self;
+        let transcript = Transcript { sender_isn: frame.seq(), peer_isn: isn, peer_handle: local.handle };
+        let mac =
+            wire::mac(&session.keys.inbound, HELLO_REPLY, option.flags, option.handle(), option.index(), &transcript);
+        let whole = same_mac(mac, option.mac()) && option.index() == session.peer_index;
+        if !whole || *peer.enforcer() != session.key.peer || frame.ack() != isn.wrapping_add(1) {
             return Err(HandshakeError::ReplyMac);
         }
-        let index = own.sessions.open(key, keys, now)?.index;
-        own.sessions.set_peer_index(index, option.index());
-        let session = own.sessions.get(index).cloned().ok_or(HandshakeError::SessionEnded)?;
         let transcript = Transcript { sender_isn: isn, peer_isn: frame.seq(), peer_handle: option.handle() };
-        let confirm = wire::sealed(&keys.outbound, CONFIRM, 0, local.handle, index, &transcript);
-        return Ok(Reply { peer, session, confirm, peer_isn: frame.seq(), isn, local });
+        let confirm = wire::sealed(&session.keys.outbound, CONFIRM, 0, local.handle, session.index, &transcript);
+        Ok(Reply { peer, session, confirm, peer_isn: frame.seq(), isn, local })
     }
-    Err(HandshakeError::ReplyMac)
-}
-
-/// As [`authenticate`], for an answer to a RESUME: the server resumed `session` but shows its credential because this
-/// enforcer has not seen it, or no longer. The MAC is the session's, whatever prekey the credential shows by now.
-///
-/// # Errors
-/// As [`authenticate`]; a credential of another enforcer is [`HandshakeError::ReplyMac`].
-pub fn authenticate_in(
-    verifier: &mut Verifier,
-    session: Session,
-    local: LocalPu,
-    isn: u32,
-    frame: &Frame<'_>,
-    now: u64,
-) -> Result<Reply, HandshakeError> {
-    let (option, peer) = credential_of(verifier, frame, now)?;
-    let transcript = Transcript { sender_isn: frame.seq(), peer_isn: isn, peer_handle: local.handle };
-    let mac = wire::mac(&session.keys.inbound, HELLO_REPLY, option.flags, option.handle(), option.index(), &transcript);
-    let whole = same_mac(mac, option.mac()) && option.index() == session.peer_index;
-    if !whole || *peer.enforcer() != session.key.peer || frame.ack() != isn.wrapping_add(1) {
-        return Err(HandshakeError::ReplyMac);
-    }
-    let transcript = Transcript { sender_isn: isn, peer_isn: frame.seq(), peer_handle: option.handle() };
-    let confirm = wire::sealed(&session.keys.outbound, CONFIRM, 0, local.handle, session.index, &transcript);
-    Ok(Reply { peer, session, confirm, peer_isn: frame.seq(), isn, local })
-}
-
-fn credential_of(
-    verifier: &mut Verifier,
-    frame: &Frame<'_>,
-    now: u64,
-) -> Result<(OptionBytes, Arc<VerifiedCredential>), HandshakeError> {
-    if !frame.is_syn_ack() {
-        return Err(HandshakeError::Unexpected("a SYN-ACK"));
-    }
-    let option = frame.option().filter(|option| option.packet_type() == HELLO_REPLY);
-    let option = option.ok_or(HandshakeError::Unexpected("HELLO_REPLY on a SYN-ACK"))?;
-    let peer = verifier.verify(frame.payload(), now)?;
-    peer.check_handle(option.handle())?;
-    Ok((option, peer))
 }
 
 impl Reply {

@@ -6,7 +6,11 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
 use super::HandshakeError;
-use crate::identity::{DirectionKeys, EnforcerId, PublicPrekey};
+use crate::identity::{AuthorityId, DirectionKeys, EnforcerId, PublicPrekey};
+
+/// How long a session is kept beyond its end, seconds: as long as TCP repeats the packets of a handshake that began before it
+/// (tcp_syn_retries 6 gives up a SYN after 127 s). Nothing new begins in it.
+pub const IN_FLIGHT: u64 = 135;
 
 /// What a session is made of: a peer, and a prekey of either side.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -105,10 +109,10 @@ impl Sessions {
         Some(session)
     }
 
-    /// Removes all sessions that have ended at `now` (Unix seconds) and returns them.
+    /// Removes all sessions that ended [`IN_FLIGHT`] before `now` (Unix seconds) and returns them.
     pub fn expire(&mut self, now: u64) -> Vec<Session> {
-        let ended: Vec<u32> =
-            self.by_index.values().filter(|session| session.until <= now).map(|session| session.index).collect();
+        let over = |session: &&Session| session.until.saturating_add(IN_FLIGHT) <= now;
+        let ended: Vec<u32> = self.by_index.values().filter(over).map(|session| session.index).collect();
         ended.into_iter().filter_map(|index| self.remove(index)).collect()
     }
 
@@ -155,9 +159,14 @@ impl Session {
         }
     }
 
-    /// What outlives the agent beside [`Self::map_value`], as JSON.
-    pub fn doc(&self) -> SessionDoc {
-        SessionDoc { peer: self.key.peer.clone(), own: self.key.own.into(), remote: self.key.remote.into() }
+    /// What outlives the agent beside [`Self::map_value`], as JSON; `authority` vouched for the peer.
+    pub fn doc(&self, authority: &AuthorityId) -> SessionDoc {
+        SessionDoc {
+            peer: self.key.peer.clone(),
+            own: self.key.own.into(),
+            remote: self.key.remote.into(),
+            authority: *authority,
+        }
     }
 }
 
@@ -177,6 +186,9 @@ pub struct SessionDoc {
     pub own: PrekeyDoc,
     /// The peer's prekey.
     pub remote: PrekeyDoc,
+    /// The authority that vouched for the peer when it was met last.
+    #[serde(default, with = "base64_key")]
+    pub authority: AuthorityId,
 }
 
 /// A public prekey in a [`SessionDoc`].
@@ -262,8 +274,12 @@ mod tests {
         let a = sessions.open(key("a", 100, 200), test_keys(1), 99).unwrap().index;
         sessions.open(key("b", 300, 200), test_keys(2), 99).unwrap();
         assert_eq!(sessions.open(key("c", 300, 99), test_keys(3), 99), Err(HandshakeError::SessionEnded));
-        assert_eq!(sessions.expire(99), []);
-        assert_eq!(sessions.expire(100).iter().map(|session| session.index).collect::<Vec<_>>(), [a]);
+        let late = 100 + IN_FLIGHT;
+        assert_eq!(sessions.expire(late - 1), []);
+        let still = sessions.open(key("a", 100, 200), test_keys(1), 100);
+        assert_eq!(still, Err(HandshakeError::SessionEnded), "nothing new begins in it");
+        assert_eq!(sessions.get(a).map(|session| session.until), Some(100), "but what began goes on");
+        assert_eq!(sessions.expire(late).iter().map(|session| session.index).collect::<Vec<_>>(), [a]);
         assert_eq!((sessions.len(), sessions.find(&key("a", 100, 200))), (1, None));
     }
 
@@ -281,7 +297,7 @@ mod tests {
         let index = before.open(key("a", 100, 200), test_keys(1), 0).unwrap().index;
         before.set_peer_index(index, 5);
         let session = before.get(index).unwrap().clone();
-        let json = serde_json::to_string(&session.doc()).unwrap();
+        let json = serde_json::to_string(&session.doc(&[7; 32])).unwrap();
         let value = session.map_value(7, 3);
         assert_eq!((value.until_ns, value.peer, value.peer_index), (7, 3, 5));
         let mut after = Sessions::new(10);

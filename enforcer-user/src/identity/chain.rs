@@ -35,6 +35,15 @@ impl Window {
     }
 }
 
+/// Names an authority by its subject and key (SHA-256 over both), so that a renewed certificate of it is the same.
+pub type AuthorityId = [u8; 32];
+
+fn authority_id(anchor: &TrustAnchor<'_>) -> AuthorityId {
+    let subject = anchor.subject.as_ref();
+    let length = (subject.len() as u64).to_be_bytes();
+    super::credential::hash(&[&length, subject, anchor.subject_public_key_info.as_ref()].concat())
+}
+
 /// The authorities that are trusted.
 pub struct Anchors {
     // Same length and order.
@@ -80,6 +89,11 @@ impl Anchors {
         self.anchors.is_empty()
     }
 
+    /// Whether this authority is among them.
+    pub fn contains(&self, authority: &AuthorityId) -> bool {
+        self.anchors.iter().any(|anchor| authority_id(anchor) == *authority)
+    }
+
     fn window_of(&self, anchor: &TrustAnchor<'_>) -> Option<&Window> {
         // The path refers into our own list; a look at the contents could confuse a renewed certificate with its
         // predecessor, which has the same name and key.
@@ -101,6 +115,8 @@ pub(super) struct TrustedLeaf {
     pub(super) public_key: Vec<u8>,
     /// Common validity of certificate and authority.
     pub(super) window: Window,
+    /// Who vouched for it.
+    pub(super) authority: AuthorityId,
 }
 
 impl<'a> UntrustedLeaf<'a> {
@@ -148,6 +164,7 @@ impl<'a> UntrustedLeaf<'a> {
             )
             .map_err(|error| chain_error(&error, now))?;
         let anchor = anchors.window_of(path.anchor()).ok_or(CredentialError::Untrusted("unknown issuer".into()))?;
+        let authority = authority_id(path.anchor());
         if !self.facts.digital_signature {
             return Err(CredentialError::CertificateUsage("key usage digitalSignature is missing".into()));
         }
@@ -159,7 +176,7 @@ impl<'a> UntrustedLeaf<'a> {
             let problem = format!("`{id}` belongs to another trust domain than `{trust_domain}`");
             return Err(CredentialError::CertificateName(problem));
         }
-        Ok(TrustedLeaf { id, public_key: self.facts.public_key, window })
+        Ok(TrustedLeaf { id, public_key: self.facts.public_key, window, authority })
     }
 }
 

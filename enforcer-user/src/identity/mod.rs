@@ -17,7 +17,7 @@ pub mod profile;
 pub mod session_keys;
 pub mod verify;
 
-pub use chain::Anchors;
+pub use chain::{Anchors, AuthorityId};
 pub use credential::PreparedCredential;
 pub use id::EnforcerId;
 pub use keys::OwnIdentity;

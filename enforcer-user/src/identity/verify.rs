@@ -8,7 +8,7 @@ use rustls_pki_types::CertificateDer;
 
 use super::{
     cache::Cache,
-    chain::{Anchors, TrustedLeaf, UntrustedLeaf},
+    chain::{Anchors, AuthorityId, TrustedLeaf, UntrustedLeaf},
     credential::{hash, hash_parts, signed_part, split},
     id::EnforcerId,
     prekey::PublicPrekey,
@@ -152,6 +152,11 @@ impl Verifier {
         self.credentials.clear();
     }
 
+    /// Whether this authority is trusted.
+    pub fn trusts(&self, authority: &AuthorityId) -> bool {
+        self.anchors.contains(authority)
+    }
+
     /// Permitted difference of clocks, seconds.
     pub fn skew(&self) -> u64 {
         self.skew
@@ -257,6 +262,11 @@ impl VerifiedCredential {
     /// The enforcer that signed it, as its certificate names it.
     pub fn enforcer(&self) -> &EnforcerId {
         &self.leaf.id
+    }
+
+    /// The authority that vouched for that enforcer.
+    pub fn authority(&self) -> &AuthorityId {
+        &self.leaf.authority
     }
 
     /// The Trust Profile.
