@@ -17,6 +17,10 @@ pub const MAX_CGROUP_DEPTH: u32 = 64;
 
 /// The pseudo PU of a socket whose cgroup lies deeper than [`MAX_CGROUP_DEPTH`].
 pub const PU_TOO_DEEP: u32 = u32::MAX;
+/// The pseudo PU of a socket of a process or cgroup that the agent has yet to sort out.
+pub const PU_UNSORTED: u32 = u32::MAX - 1;
+/// In `PU_CGROUPS`, instead of a cgroup: the PU of everything that is no other PU.
+pub const CGROUP_ELSE: u64 = 0;
 
 /// Unmanaged sockets may not open or accept connections.
 pub const CONFIG_UNMANAGED_DENY: u32 = 1;
@@ -24,6 +28,8 @@ pub const CONFIG_UNMANAGED_DENY: u32 = 1;
 pub const CONFIG_STRANGERS_REJECT: u32 = 2;
 /// At least one PU exists.
 pub const CONFIG_HAS_PU: u32 = 4;
+/// Processes or cgroups wait to be sorted out before they may communicate (`WATCH`).
+pub const CONFIG_WATCHES: u32 = 8;
 
 /// The one entry of the map `CONFIG`; written by the agent only.
 #[repr(C)]
@@ -95,6 +101,8 @@ pub const HELD: u32 = 2;
 pub const LOSS_FLOW_TABLE: u32 = 3;
 /// Records of refusals that were not made because a CPU had made [`RECORDS_A_TICK`] of them in the same tick.
 pub const LOSS_RECORD_LIMIT: u32 = 4;
+/// Processes and cgroups the agent was not told of; it looks for itself.
+pub const LOSS_WORKLOADS: u32 = 5;
 /// Entries of `LOSS_STATS`.
 pub const LOSS_STATS: u32 = 8;
 

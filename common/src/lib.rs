@@ -11,6 +11,7 @@ pub mod flow;
 pub mod identity;
 pub mod verdict;
 pub mod wire;
+pub mod workload;
 
 /// An IP address as four words in network byte order; IPv4 as `::ffff:a.b.c.d` (RFC 4291 section 2.5.5.2).
 pub type Addr = [u32; 4];
@@ -57,5 +58,10 @@ mod pod {
         crate::verdict::Interval,
         crate::verdict::Pair,
         crate::verdict::Run,
+        crate::workload::CgroupPattern,
+        crate::workload::FileKey,
+        crate::workload::FileVerdict,
+        crate::workload::Unsorted,
+        crate::workload::Watch,
     );
 }

@@ -10,6 +10,7 @@ use common::flow::{Flow, FlowKey};
 use common::identity::{Credential, ListenerKey, Network, PeerAddr, PeerPu, Pu, Session, SessionPu};
 use common::verdict::{Interval, Pair, Run};
 use common::wire::{MacKey, OptionBytes};
+use common::workload::{CgroupPattern, FileKey, FileVerdict, Offsets, Unsorted, Watch, WorkloadEvent};
 
 /// Asserts size and offsets. The pattern names every field, so a new one does not compile before it is listed; the sizes
 /// of all fields make up the whole, so there is no padding the kernel could see uninitialised.
@@ -51,6 +52,24 @@ fn events() {
         time_ns @ 0, kind @ 8, role @ 9, path @ 10, direction @ 11, reason @ 12, peer_reason @ 14, key @ 16, pu @ 56,
         local_identity @ 60, peer_identity @ 64, session @ 68, rule @ 72, observed_rule @ 76, rtt_us @ 80,
         generation @ 84, created_ns @ 88, bytes_out @ 96, packets_out @ 104, bytes_in @ 112, packets_in @ 120,
+    );
+}
+
+#[test]
+fn workloads() {
+    layout!(
+        Offsets, 40,
+        cgroup_kn @ 0, kernfs_node_id @ 4, task_tgid @ 8, binprm_file @ 12, file_inode @ 16, inode_ino @ 20, inode_sb @ 24,
+        inode_ctime_sec @ 28, sb_dev @ 32, pad @ 36,
+    );
+    layout!(Watch, 64, root @ 0, root_level @ 8, flags @ 12, patterns @ 16, unknown_file @ 20, offsets @ 24);
+    layout!(CgroupPattern, 384, prefix @ 0, prefix_mask @ 128, suffix @ 256, suffix_mask @ 320);
+    layout!(FileKey, 16, inode @ 0, device @ 8, pad @ 12);
+    layout!(FileVerdict, 16, ctime_sec @ 0, bits @ 8, pad @ 12);
+    layout!(Unsorted, 16, since_ns @ 0, root @ 8, pad @ 12);
+    layout!(
+        WorkloadEvent, 560,
+        cgroup @ 0, file @ 8, ctime_sec @ 24, kind @ 32, process @ 36, pu @ 40, path_len @ 44, path @ 48,
     );
 }
 

@@ -5,20 +5,21 @@ use aya_ebpf::{
     bindings::BPF_SK_STORAGE_GET_F_CREATE,
     cty::c_void,
     helpers::generated::{
-        bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_sk_storage_get,
+        bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_netns_cookie,
+        bpf_sk_storage_get,
     },
     macros::cgroup_sock,
     programs::SockContext,
 };
 use common::{
-    abi::{CONFIG_HAS_PU, MAX_CGROUP_DEPTH, PU_TOO_DEEP},
+    abi::{CGROUP_ELSE, CONFIG_HAS_PU, CONFIG_WATCHES, MAX_CGROUP_DEPTH, PU_TOO_DEEP, PU_UNSORTED},
     drop_reason::Reason,
 };
 
 use crate::{
     attribute::UNMANAGED,
     emit::{config, count_reason},
-    maps::{PU_CGROUPS, PU_SOCKETS},
+    maps::{PU_CGROUPS, PU_SOCKETS, UNSORTED},
 };
 
 const ALLOW: i32 = 1;
@@ -32,10 +33,17 @@ const IPPROTO_ICMPV6: u32 = 58;
 
 #[cgroup_sock(sock_create)]
 pub fn sock_create(ctx: SockContext) -> i32 {
-    if config().is_none_or(|config| config.flags & CONFIG_HAS_PU == 0) {
+    if config().is_none_or(|config| config.flags & (CONFIG_HAS_PU | CONFIG_WATCHES) == 0) {
         return ALLOW;
     }
-    let mut pu = current_pu();
+    let mut pu = cgroup_pu();
+    if pu == UNMANAGED {
+        pu = else_pu();
+        // What lives in a namespace of its own is another's to manage.
+        if pu != UNMANAGED && is_elsewhere(&ctx) {
+            pu = UNMANAGED;
+        }
+    }
     if pu != UNMANAGED && !is_enforceable(&ctx) {
         return REFUSE;
     }
@@ -59,18 +67,45 @@ fn is_enforceable(ctx: &SockContext) -> bool {
         count_reason(Reason::ProtocolDenied, false);
         return false;
     }
-    // SAFETY: a helper call on our own context.
-    let namespace = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    if config().is_some_and(|config| config.netns_cookie != 0 && config.netns_cookie != namespace) {
+    if is_elsewhere(ctx) {
         count_reason(Reason::OtherNamespace, false);
         return false;
     }
     true
 }
 
+/// Whether this socket is in another network namespace than the programs watch.
+#[inline(always)]
+fn is_elsewhere(ctx: &SockContext) -> bool {
+    // SAFETY: a helper call on our own context.
+    let namespace = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    config().is_some_and(|config| config.netns_cookie != 0 && config.netns_cookie != namespace)
+}
+
 /// The PU the current process belongs to.
 #[inline(always)]
 pub fn current_pu() -> u32 {
+    let pu = cgroup_pu();
+    if pu == UNMANAGED { else_pu() } else { pu }
+}
+
+/// The PU of a current process that belongs to no other.
+#[inline(always)]
+fn else_pu() -> u32 {
+    // SAFETY: a helper without arguments; read-only values of scalars.
+    unsafe {
+        if config().is_some_and(|config| config.flags & CONFIG_WATCHES != 0)
+            && UNSORTED.get((bpf_get_current_pid_tgid() >> 32) as u32).is_some()
+        {
+            return PU_UNSORTED;
+        }
+        PU_CGROUPS.get(CGROUP_ELSE).copied().unwrap_or(UNMANAGED)
+    }
+}
+
+/// The PU of the current process's cgroup, or the nearest around it.
+#[inline(always)]
+pub fn cgroup_pu() -> u32 {
     // SAFETY: helpers about the current task; read-only values of scalars.
     unsafe {
         let own = bpf_get_current_cgroup_id();

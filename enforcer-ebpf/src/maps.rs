@@ -15,9 +15,12 @@ use common::{
     flow::{Flow, FlowKey},
     identity::{Credential, ListenerKey, Network, PeerAddr, PeerPu, Pu, Session, SessionPu},
     verdict::{Interval, Pair, Run},
+    workload::{
+        CGROUP_PATTERNS as CGROUP_PATTERNS_LEN, CgroupPattern, FileKey, FileVerdict, Unsorted, Watch, WorkloadEvent,
+    },
 };
 
-use crate::{emit::Budget, packet::Parsed};
+use crate::{emit::Budget, hook_cgroup_mkdir::Path, packet::Parsed};
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -85,6 +88,27 @@ pub static PACKET_SCRATCH: PerCpuArray<Parsed, 1> = PerCpuArray::new();
 /// Records of refusals this CPU has made in the present tick.
 #[btf_map]
 pub static BUDGET_SCRATCH: PerCpuArray<Budget, 1> = PerCpuArray::new();
+/// Which processes and cgroups are to be sorted out.
+#[btf_map]
+pub static WATCH: Array<Watch, 1> = Array::new();
+/// Cgroups that are to be sorted out when they are made.
+#[btf_map]
+pub static CGROUP_PATTERNS: Array<CgroupPattern, { CGROUP_PATTERNS_LEN as usize }> = Array::new();
+/// Executable files the agent has judged.
+#[btf_map]
+pub static EXEC_FILES: LruHashMap<FileKey, FileVerdict, 16384> = LruHashMap::new();
+/// Users whose processes are to be sorted out.
+#[btf_map]
+pub static EXEC_USERS: HashMap<u32, u32, 1024, NO_PREALLOC> = HashMap::new();
+/// Processes that wait to be sorted out.
+#[btf_map]
+pub static UNSORTED: HashMap<u32, Unsorted, 16384, NO_PREALLOC> = HashMap::new();
+/// The path of the cgroup at hand.
+#[btf_map]
+pub static PATH_SCRATCH: PerCpuArray<Path, 1> = PerCpuArray::new();
+/// Processes and cgroups for the agent to sort out.
+#[btf_map]
+pub static WORKLOADS: RingBuf<WorkloadEvent, 262144> = RingBuf::new();
 /// Frames for the agent.
 #[btf_map]
 pub static HANDSHAKES: RingBuf<Held, 4194304> = RingBuf::new();

@@ -2,6 +2,7 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use common::{
+    abi::PU_UNSORTED,
     drop_reason::Reason,
     flow::{CLIENT, CUT, ESTABLISHED, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_HELLO, PATH_RESUME, SYN_SENT},
     identity::{Credential, NETWORK_IDENTITY, PeerAddr, Pu, Session, SessionPu},
@@ -12,11 +13,11 @@ use common::{
 use crate::{
     attribute::{ifindex, pu_info},
     cleared::cleared,
-    emit::{Parties, count_handshake, count_reason, now},
+    emit::{At, Parties, count_handshake, count_reason, now, refused},
     flow_table::{account_out, coarse_now, enter, remove},
     judge::judge,
     maps::{CREDENTIALS, KNOWN_TO_PEER, NETWORKS, PEER_ADDRS, SESSIONS},
-    outbound::{PASS, Packet, refuse_locally},
+    outbound::{DROP, PASS, Packet, refuse_locally},
     rewrite::{attach, make_room},
 };
 
@@ -27,6 +28,12 @@ const LOOPBACK: u32 = 1;
 pub fn open(packet: &Packet, pu: u32, existing: Option<&mut Flow>) -> i32 {
     cleared!(parties: Parties);
     parties.pu = pu;
+    if pu == PU_UNSORTED {
+        // By the time TCP sends it again it is known what this is.
+        remove(packet.key);
+        refused(packet.key, parties, Reason::NoCredential, At { role: CLIENT, inbound: false, by_peer: false });
+        return DROP;
+    }
     match try_open(packet, pu, existing, parties) {
         Ok(()) => PASS,
         Err(reason) => {

@@ -27,6 +27,8 @@ const BPF_LINK_DETACH: u32 = 34;
 
 /// `enum bpf_link_type`.
 pub const LINK_CGROUP: u32 = 3;
+/// `BPF_LINK_TYPE_RAW_TRACEPOINT`
+pub const LINK_RAW_TRACEPOINT: u32 = 1;
 /// `enum bpf_link_type`.
 pub const LINK_XDP: u32 = 6;
 /// `enum bpf_link_type`.

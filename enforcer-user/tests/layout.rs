@@ -12,6 +12,7 @@ use common::abi::{self, Config};
 use common::flow::{Flow, FlowKey};
 use common::identity::{Credential, ListenerKey, Network, PeerAddr, PeerPu, Pu, Session, SessionPu};
 use common::verdict::{Interval, Pair, Run};
+use common::workload::{CgroupPattern, FileKey, FileVerdict, Unsorted, Watch};
 use enforcer_user::load::{Kernel, unload};
 use place::isolated;
 use serde_json::Value;
@@ -54,6 +55,11 @@ fn expected() -> Vec<(&'static str, Shape, Shape)> {
             shape!(Config: heartbeat_ns, agent_timeout_ns, netns_cookie, generation, mark, flags, self_session),
         ),
         ("PU_CGROUPS", Shape::Integer { size: 8 }, u32_key()),
+        ("WATCH", u32_key(), shape!(Watch: root, root_level, flags, patterns, unknown_file, offsets)),
+        ("CGROUP_PATTERNS", u32_key(), shape!(CgroupPattern: prefix, prefix_mask, suffix, suffix_mask)),
+        ("EXEC_FILES", shape!(FileKey: inode, device, pad), shape!(FileVerdict: ctime_sec, bits, pad)),
+        ("EXEC_USERS", u32_key(), u32_key()),
+        ("UNSORTED", u32_key(), shape!(Unsorted: since_ns, root, pad)),
         ("PU_IFACES", u32_key(), u32_key()),
         ("PU_SOCKETS", u32_key(), u32_key()),
         ("PU_LISTENERS", shape!(ListenerKey: addr, port, pad), u32_key()),
@@ -94,7 +100,7 @@ fn the_loaded_maps_have_the_layouts_of_this_side() {
     isolated(|place| {
         let kernel = Kernel::open(&place.options()).unwrap();
         let pinned = place.map_ids();
-        let mut seen = vec!["HANDSHAKES", "TELEMETRY"];
+        let mut seen = vec!["HANDSHAKES", "TELEMETRY", "WORKLOADS"];
         for (map, key, value) in expected() {
             let path = place.maps().join(map);
             let info = bpftool(&["map", "show", "pinned"], &path);

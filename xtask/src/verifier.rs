@@ -88,6 +88,7 @@ fn load(program: &mut Program) -> Result<()> {
         Program::Xdp(program) => program.load()?,
         Program::SchedClassifier(program) => program.load()?,
         Program::SockOps(program) => program.load()?,
+        Program::RawTracePoint(program) => program.load()?,
         Program::CgroupSock(program) => program.load()?,
         Program::CgroupSockopt(program) => program.load()?,
         Program::CgroupSockAddr(program) => program.load()?,

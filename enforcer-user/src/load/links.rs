@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, PinnedLink};
 
@@ -59,6 +59,21 @@ pub(super) fn place<L: Unpinned>(
     // Dropping the descriptor leaves the link to its pin.
     link.pin_to(pin).map_err(failed("pin"))?;
     Ok(Placed::Attached)
+}
+
+/// Pins a link of a kind that takes no other program in the place of the one that may be there.
+pub(super) fn replace(pin: &Path, link: FdLink) -> Result<(), LoadError> {
+    let failed = |step| move |source| LoadError::Path { path: pin.to_owned(), step, source };
+    let mut fresh = pin.as_os_str().to_owned();
+    // No dots on a bpffs.
+    fresh.push("_new");
+    let fresh = PathBuf::from(fresh);
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace")(error)),
+        _ => {}
+    }
+    link.pin_to(&fresh).map_err(failed("pin"))?;
+    fs::rename(&fresh, pin).map_err(failed("replace"))
 }
 
 /// A link that was just made.

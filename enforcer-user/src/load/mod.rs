@@ -7,6 +7,7 @@ mod clsact;
 mod error;
 mod interface;
 mod links;
+mod offsets;
 mod options;
 mod pins;
 mod unload;
@@ -19,7 +20,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockopt, Program, ProgramError, SockOps};
+use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockopt, Program, ProgramError, RawTracePoint, SockOps};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
@@ -32,6 +33,7 @@ use crate::tap::Tap;
 pub use error::LoadError;
 pub use interface::{Attached, XdpState};
 pub use links::{Placed, pinned as pinned_links};
+pub use offsets::{OffsetsError, kernel_offsets};
 pub use options::{Interfaces, LoadOptions, MapSizes, XdpMode};
 pub use pins::Pins;
 pub use unload::{UnloadOptions, Unloaded, unload};
@@ -40,7 +42,7 @@ use interface::{EGRESS, INGRESS, PU_EGRESS, PU_INGRESS, TAP_INGRESS, causes, pin
 use links::Place;
 
 /// Every program of the object.
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 12] = [
     "xdp_shield",
     "tc_ingress",
     "tc_egress",
@@ -50,7 +52,14 @@ const PROGRAMS: [&str; 9] = [
     "sock_create",
     "sock_ops",
     "sock_option",
+    "process_exec",
+    "process_fork",
+    "cgroup_mkdir",
 ];
+
+/// Programs at the kernel's tracepoints.
+const TRACEPOINTS: [(&str, &str); 3] =
+    [("process_exec", "sched_process_exec"), ("process_fork", "sched_process_fork"), ("cgroup_mkdir", "cgroup_mkdir")];
 
 /// A map whose wanted size is not in force because the map exists already.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +117,7 @@ impl Kernel {
             _lock: lock,
         };
         kernel.attach_cgroup(&cgroup, &options.cgroup)?;
+        kernel.attach_tracepoints()?;
         kernel.attach_interfaces()?;
         sysctl::prepare_loopback(&kernel.pins.settings)?;
         Ok(kernel)
@@ -247,7 +257,7 @@ impl Kernel {
     /// Removes the pins of links whose interface is gone, before its index is given to another.
     fn remove_dead_links(&self) -> Result<(), LoadError> {
         for (name, link) in links::pinned(&self.pins.links)? {
-            if link.target == 0 {
+            if link.target == 0 && link.kind != sys::LINK_RAW_TRACEPOINT {
                 links::remove(&self.pins.links.join(name))?;
             }
         }
@@ -300,6 +310,23 @@ impl Kernel {
         attach!("sock_create", CgroupSock);
         attach!("sock_ops", SockOps);
         self.attach_sock_option(cgroup, place, path)
+    }
+
+    /// These links take no other program: the new one is there before the old one goes, and twice does no harm.
+    fn attach_tracepoints(&mut self) -> Result<(), LoadError> {
+        let links = self.pins.links.clone();
+        for (name, tracepoint) in TRACEPOINTS {
+            let failed = |error: &dyn std::error::Error| LoadError::Attach {
+                program: name,
+                place: format!("the tracepoint {tracepoint}"),
+                reason: causes(error),
+            };
+            let program: &mut RawTracePoint = self.program(name)?;
+            let link =
+                program.attach(tracepoint).and_then(|link| program.take_link(link)).map_err(|error| failed(&error))?;
+            links::replace(&links.join(name), link.into())?;
+        }
+        Ok(())
     }
 
     /// aya attaches this kind, but keeps the link to itself.
@@ -377,6 +404,7 @@ fn load_program(programs: &mut Ebpf, name: &'static str) -> Result<(), LoadError
         Program::CgroupSock(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
+        Program::RawTracePoint(program) => program.load(),
         _ => return Err(LoadError::Object(format!("program {name} is of an unexpected type"))),
     };
     result.map_err(|source| LoadError::Program { program: name, source: Box::new(source) })

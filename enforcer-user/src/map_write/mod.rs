@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use common::flow::{Flow, FlowKey};
 use common::identity::{ListenerKey, PeerAddr, PeerPu, Session, SessionPu};
+use common::workload::{CgroupPattern, FileKey, FileVerdict, Unsorted, Watch};
 
 pub use config::ConfigWriter;
 pub use docs::{DOC_MAX, Docs};
@@ -163,6 +164,16 @@ pub struct Maps {
     pub pu_docs: Docs,
     /// Session → JSON.
     pub session_docs: Docs,
+    /// Which processes and cgroups are to be sorted out.
+    pub watch: Table<u32, Watch>,
+    /// Cgroups to be sorted out when they are made.
+    pub cgroup_patterns: Table<u32, CgroupPattern>,
+    /// Executable files the agent has judged.
+    pub exec_files: Table<FileKey, FileVerdict>,
+    /// Users whose processes are to be sorted out.
+    pub exec_users: Table<u32, u32>,
+    /// Processes that wait to be sorted out.
+    pub unsorted: Table<u32, Unsorted>,
     /// Counters.
     pub stats: Stats,
 }
@@ -186,6 +197,11 @@ impl Maps {
             identity_docs: Docs::open(directory, "IDENTITY_DOCS", "the tag set of identity")?,
             pu_docs: Docs::open(directory, "PU_DOCS", "the description of PU")?,
             session_docs: Docs::open(directory, "SESSION_DOCS", "the description of session")?,
+            watch: Table::open(directory, "WATCH")?,
+            cgroup_patterns: Table::open(directory, "CGROUP_PATTERNS")?,
+            exec_files: Table::open(directory, "EXEC_FILES")?,
+            exec_users: Table::open(directory, "EXEC_USERS")?,
+            unsorted: Table::open(directory, "UNSORTED")?,
             stats: Stats::open(directory)?,
             directory: directory.to_owned(),
         })
@@ -212,6 +228,7 @@ impl Maps {
             self.flows.fill()?,
             self.identity_docs.fill()?,
             self.pu_docs.fill()?,
+            self.unsorted.fill()?,
             self.session_docs.fill()?,
         ])
     }

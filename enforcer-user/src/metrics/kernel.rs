@@ -52,12 +52,13 @@ pub struct MapFill {
 }
 
 /// Names of what can be lost, with its index in `LOSS_STATS`.
-pub fn loss_names() -> [(&'static str, u32); 4] {
+pub fn loss_names() -> [(&'static str, u32); 5] {
     [
         ("handshake_ring", abi::LOSS_HANDSHAKE_RING),
         ("telemetry_ring", abi::LOSS_TELEMETRY_RING),
         ("record_limit", abi::LOSS_RECORD_LIMIT),
         ("flow_table", abi::LOSS_FLOW_TABLE),
+        ("workloads", abi::LOSS_WORKLOADS),
     ]
 }
 
