@@ -26,7 +26,7 @@ use enforcer_user::load::MapSizes;
 use enforcer_user::map_write::{intervals, network_table, patiently};
 use ipnet::IpNet;
 use place::{ip, isolated};
-use policy::{Capabilities, Compiled, Decision, Identity, IdentityId, PolicyRule, evaluate};
+use policy::{Capabilities, Compiled, Decision, Delta, Identity, IdentityId, Moment, PolicyRule, evaluate};
 use prog::segment::{ACK, SYN, Segment, packet};
 use prog::{Action, Bench, addr, credential, key, sealed, type_and_reason};
 use proptest::collection::vec;
@@ -55,6 +55,7 @@ enum Change {
     Remove(Index),
     Several(Vec<Arc<PolicyRule>>),
     SetIdentity(Index, Identity),
+    Advance(Moment),
 }
 
 fn change() -> impl Strategy<Value = Change> {
@@ -65,6 +66,7 @@ fn change() -> impl Strategy<Value = Change> {
         2 => at().prop_map(Change::Remove),
         1 => vec(policy_rule(), 30..50).prop_map(Change::Several),
         2 => (at(), pu()).prop_map(|(at, pu)| Change::SetIdentity(at, pu)),
+        1 => (0u64..70).prop_map(|seconds| Change::Advance(Moment::from_unix(seconds))),
     ]
 }
 
@@ -130,20 +132,28 @@ impl<'a> World<'a> {
                 self.pus[at] = identity;
                 return self.write_all();
             }
+            Change::Advance(now) => {
+                let delta = self.compiled.advance(now);
+                return self.write_affected(&delta);
+            }
             _ => return,
         }
-        // As the agent does it: what the change cannot have touched is left as it is.
         let delta = self.compiled.update_rules(&self.rules).unwrap();
+        self.write_affected(&delta);
+        if delta.externals_changed {
+            self.write_externals();
+        }
+        self.write_networks();
+    }
+
+    /// As the agent does it: what the change cannot have touched is left as it is.
+    fn write_affected(&mut self, delta: &Delta) {
         let written: Vec<Pair> = self.stage.bench.pairs.iter().copied().collect();
         for pair in written {
             if delta.affects(IdentityId(pair.subject), IdentityId(pair.object)) {
                 self.write_pair(pair);
             }
         }
-        if delta.externals_changed {
-            self.write_externals();
-        }
-        self.write_networks();
     }
 
     fn write_all(&mut self) {

@@ -51,6 +51,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         pairs.push(start.elapsed());
     }
     report("one pair", pairs);
+    let mut explained = Vec::new();
+    for n in 0..11 {
+        let (subject, object) = (&pus[n % pus.len()], &pus[n * 7919 % pus.len()]);
+        let start = Instant::now();
+        let explanation = policy::explain(compiled.rules(), subject, object, 6, 1024, compiled.now());
+        explained.push(start.elapsed());
+        assert!(!explanation.to_string().is_empty());
+    }
+    report("one explanation", explained);
     println!("intervals a pair {:.2}", intervals as f64 / 10_000.0);
     Ok(())
 }

@@ -62,29 +62,41 @@ pub fn answers<'a>(
     port: u16,
     now: Moment,
 ) -> BTreeMap<(&'a Namespace, End), Answer> {
-    let mut asked: BTreeMap<(&Namespace, End), Vec<(RuleId, &PolicyRule)>> = BTreeMap::new();
+    #[derive(Default)]
+    struct Asked<'a> {
+        matching: Vec<(RuleId, &'a PolicyRule)>,
+        /// The first of the allow rules, whether or not they match: of the enforced ones, and of all.
+        bounds: Option<RuleId>,
+        would_bound: Option<RuleId>,
+    }
+    let mut asked: BTreeMap<(&Namespace, End), Asked> = BTreeMap::new();
     for &(id, rule) in rules {
-        for (end, identity) in [(End::Egress, subject), (End::Ingress, object)] {
-            if concerns(rule, end, identity) {
-                asked.entry((rule.namespace(), end)).or_default().push((id, rule));
+        let ends = [(End::Egress, subject), (End::Ingress, object)];
+        let mut ends = ends.into_iter().filter(|(end, identity)| concerns(rule, *end, identity)).peekable();
+        let holds =
+            ends.peek().is_some() && !rule.rule().is_expired(now) && matches(rule, subject, object, protocol, port);
+        for (end, _) in ends {
+            let asked = asked.entry((rule.namespace(), end)).or_default();
+            if holds {
+                asked.matching.push((id, rule));
+            }
+            if rule.rule().verb == Verb::Allow {
+                let least = |least: Option<RuleId>| Some(least.map_or(id, |least| least.min(id)));
+                asked.would_bound = least(asked.would_bound);
+                if !rule.rule().observe {
+                    asked.bounds = least(asked.bounds);
+                }
             }
         }
     }
-    let matching = |rules: &[(RuleId, &'a PolicyRule)]| -> Vec<(RuleId, &'a PolicyRule)> {
-        let holds = |rule: &PolicyRule| !rule.rule().is_expired(now) && matches(rule, subject, object, protocol, port);
-        rules.iter().filter(|(_, rule)| holds(rule)).copied().collect()
-    };
     asked
         .into_iter()
-        .map(|(key, rules)| {
-            let enforced: Vec<_> = rules.iter().filter(|(_, rule)| !rule.rule().observe).copied().collect();
-            let bounds = |rules: &[(RuleId, &PolicyRule)]| {
-                rules.iter().filter(|(_, rule)| rule.rule().verb == Verb::Allow).map(|(id, _)| *id).min()
-            };
+        .map(|(key, Asked { matching, bounds, would_bound })| {
+            let enforced: Vec<_> = matching.iter().filter(|(_, rule)| !rule.rule().observe).copied().collect();
             let answer = Answer {
-                enforced: outcome(&matching(&enforced), bounds(&enforced).is_some()),
-                observed: outcome(&matching(&rules), bounds(&rules).is_some()),
-                bounded_by: bounds(&rules).unwrap_or_default(),
+                enforced: outcome(&enforced, bounds.is_some()),
+                observed: outcome(&matching, would_bound.is_some()),
+                bounded_by: would_bound.unwrap_or_default(),
             };
             (key, answer)
         })

@@ -8,7 +8,8 @@ use crate::parse::parse_rule;
 /// A policy of `rules` rules and `identities` PUs that it speaks about.
 ///
 /// Most rules let one application talk to another where the user is right; beside them stand
-/// groups, prefixes, exclusions, denials, observed rules and external networks.
+/// groups, prefixes, exclusions, denials, observed rules and external networks. Every tenth is of a team's own
+/// namespace, beneath the root, and narrows what that allows.
 pub fn synthetic(rules: usize, identities: usize) -> (Vec<Arc<PolicyRule>>, Vec<Identity>) {
     let apps = (rules / 100).clamp(10, 2_000) as u64;
     let policy = (0..rules).map(|n| rule(n as u64, apps)).collect();
@@ -24,7 +25,11 @@ pub fn rule(n: u64, apps: u64) -> Arc<PolicyRule> {
     let port = 1024 + dice.below(60_000);
     let group = dice.below(200);
     let team = dice.below(50);
+    let in_team = dice.below(10) == 0;
     let text = match dice.below(100) {
+        0..=49 if in_team => format!("allow any -> team=team{team} tcp/{port}-65535"),
+        50..=69 if in_team => format!("allow team=team{team} -> any"),
+        _ if in_team => format!("deny app=app{from} -> app=app{to} !quarantine tcp/{port}"),
         0..=79 => format!("allow app=app{from} user={user} -> app=app{to} user={user} tcp/{port} log"),
         80..=84 => format!(
             "allow group in (group{group},admins) user!=guest -> app=app{to} tcp/{port},{}-{}",
@@ -38,9 +43,9 @@ pub fn rule(n: u64, apps: u64) -> Arc<PolicyRule> {
         97..=98 => format!("allow app=app{from} -> net 10.{}.0.0/16 except 10.{}.7.0/24 tcp/443", group, group),
         _ => format!("allow net 172.16.{group}.0/24 -> app=app{to} public tcp/443"),
     };
-    let namespace = match dice.below(10) {
-        0 => format!("/team{team}").parse().unwrap_or_default(),
-        _ => Namespace::root(),
+    let namespace = match in_team {
+        true => format!("/team{team}").parse().unwrap_or_default(),
+        false => Namespace::root(),
     };
     let mut rule = match parse_rule(&text) {
         Ok(rule) => rule,

@@ -1,9 +1,10 @@
 //! Policy while connections live: what a change cuts, what it leaves alone, and what is told of it.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use policy::Moment;
 use serde::Deserialize;
 use tests::{Host, Outcome, Pair, Proc, Record, Workload};
 
@@ -138,6 +139,53 @@ fn a_change_cuts_what_is_no_longer_allowed_at_both_ends() -> Result<()> {
     for to in pair.addresses(8020) {
         assert_eq!(pair.client.connect(&to, &["--payload", "ping"])?.outcome, Outcome::Ok, "{to}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_rule_ends_when_its_time_is_over() -> Result<()> {
+    let pair = Pair::new("until")?;
+    let _server = pair.server.serve(&["--listen", "[::]:8020", "--listen", "[::]:8021"])?;
+    let generations =
+        [&pair.a, &pair.b].map(|host| host.counters().map(|found| found.get("enforcer_policy_generation")));
+    let until = Moment::from_unix(UNIX_EPOCH.elapsed()?.as_secs() + 4);
+    pair.decree(&format!(
+        "  - brief: allow app=client -> app=server tcp/8020 until {until}
+  - lasting: allow app=client -> app=server tcp/8021
+  - over: deny app=client -> app=server tcp/8021 until 2020-01-01T00:00:00Z
+"
+    ))?;
+    for (host, generation) in [&pair.a, &pair.b].into_iter().zip(generations) {
+        wait_for_generation(host, generation?)?;
+        assert!(host.enforcer_log().contains("the rule has expired and changes nothing"), "{}", host.enforcer_log());
+    }
+    let (mut brief, mut lasting) = (Vec::new(), Vec::new());
+    for to in pair.addresses(8020) {
+        brief.push(Held::open(&pair.client, &to)?);
+    }
+    for to in pair.addresses(8021) {
+        lasting.push(Held::open(&pair.client, &to)?);
+    }
+    ensure!(UNIX_EPOCH.elapsed()?.as_secs() < until.unix(), "the machine was too slow to connect before {until}");
+    for held in &mut brief {
+        held.assert_untouched("before its time is over")?;
+    }
+    let end = UNIX_EPOCH + Duration::from_secs(until.unix());
+    std::thread::sleep(end.duration_since(SystemTime::now()).unwrap_or_default());
+    let deadline = Instant::now() + Duration::from_secs(1);
+    for held in &mut brief {
+        held.assert_reset(deadline, "whose rule has ended")?;
+    }
+    for to in pair.addresses(8020) {
+        assert_eq!(pair.client.connect(&to, &[])?.outcome, Outcome::Refused, "{to}");
+    }
+    for held in &mut lasting {
+        held.assert_untouched("of another rule")?;
+    }
+    let explained =
+        pair.b.enforcer(&["policy", "explain", "--from", "app=client", "--to", "app=server", "--port", "8020"])?;
+    let told = explained.ok()?;
+    assert!(told.contains(&format!("expired at {until}")), "{told}");
     Ok(())
 }
 

@@ -144,6 +144,7 @@ pub fn rules() -> Vec<Vec<u8>> {
         "deny any -> any",
         "allow group in (admins, \"ops team\") user!=guest or root -> app not in (a,b) !quarantine udp/53 icmp/8",
         "allow image=registry.acme.example/* -> net 10.0.0.0/8, fd00::/8 except 10.1.0.0/16 tcp/443 observe",
+        "pass app=a -> net example.org,*.example.net except 10.0.0.0/8 tcp/443 egress until 2026-12-31T23:59:59Z log",
         "allow net 0.0.0.0/0 -> 'odd key'=\"a\\\"b\" tcp icmp6",
     ]
     .map(|text| text.as_bytes().to_vec())
@@ -156,6 +157,7 @@ pub fn policy_files() -> Vec<Vec<u8>> {
         "name: decree\nrules:\n  # why\n  - hadoop: allow app=hadoop user=prod -> app=hadoop user=prod tcp/8020,9000-9010\n  - deny any -> app=db tcp/5432\n",
         "name: p\nnamespace: /acme/prod\nrules:\n  - \"allow a=b -> c=d\"\n  - x: 'allow net 10.0.0.0/8 except 10.1.0.0/16 -> any tcp/443 log'\n",
         "name: long\nrules:\n  - r: >\n      allow app=web\n      -> app=db tcp/5432\n  - |\n      allow any -> any\n",
+        "name: cluster\nnamespace: /k8s\ntier: admin\npriority: 10\nrules:\n  - pass any -> app=db ingress\n  - {action: deny, from: any, to: any, ends: egress, until: 2026-12-31T23:59:59Z}\n",
         "name: p\nrules: []\n---\nname: q\nrules: [allow any -> any]\n",
         "name: &a p\nrules: [*a, {b: allow any -> any}]\n",
     ]

@@ -29,7 +29,8 @@ pub fn programs(plan: &Plan, tools: &Tools, arm: &Arm, rows: &mut Rows) -> Resul
     Ok(())
 }
 
-/// Milliseconds to compile a large policy, and to compile it again with one rule changed.
+/// Milliseconds to compile a large policy, to compile it again with one rule changed, and to explain a connection; and
+/// the memory it takes.
 ///
 /// # Errors
 /// The compiler refuses its own example.
@@ -39,7 +40,8 @@ pub fn compile(plan: &Plan, sizes: &Sizes, tools: &Tools, rows: &mut Rows) -> Re
     let [rules, identities, rounds] = [rules, identities, plan.rounds].map(|number| number.to_string());
     let values = tools.run(&["compile", "--rules", &rules, "--identities", &identities, "--rounds", &rounds])?;
     for (name, values) in values {
-        rows.add(&name, "ms", &values);
+        let unit = if name.ends_with("_mib") { "MiB" } else { "ms" };
+        rows.add(&name, unit, &values);
     }
     Ok(())
 }

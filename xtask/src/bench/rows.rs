@@ -22,6 +22,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("tc_established_ns", Target::AtMost(200.0)),
     ("compile_full_ms", Target::AtMost(3000.0)),
     ("compile_delta_ms", Target::AtMost(20.0)),
+    ("explain_ms", Target::AtMost(100.0)),
     ("agent_rss_mib", Target::AtMost(80.0)),
 ];
 
@@ -41,6 +42,8 @@ const PROMISED: &[&str] = &[
     "crr_rules_100000",
     "compile_full_ms",
     "compile_delta_ms",
+    "explain_ms",
+    "compile_mib",
     "agent_rss_mib",
     "crr_nftables_1",
     "crr_nftables_1000",
