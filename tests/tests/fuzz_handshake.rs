@@ -181,7 +181,7 @@ impl World {
 
     fn allowed(&self, subject: &Identity, object: &Identity, port: u16) -> bool {
         let numbered = self.rules.iter().zip(1..).map(|(rule, number)| (RuleId(number), rule.as_ref()));
-        policy::evaluate(numbered, subject, object, 6, port).action == Action::Allow
+        policy::evaluate(numbered, subject, object, 6, port, policy::Moment::START).action == Action::Allow
     }
 
     /// What the evaluator says of a connection, by the PUs as they truly are.
