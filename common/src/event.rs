@@ -70,7 +70,8 @@ pub struct Event {
     pub path: u8,
     /// `OUTBOUND` or `INBOUND`.
     pub direction: u8,
-    /// Reason by this end, or the one the peer gave.
+    /// Reason by this end, or the one the peer gave. Of a start or end: the one for which the flow would have been
+    /// refused if its PU's namespace were not in observe mode, or 0.
     pub reason: u16,
     /// Nonzero if the peer gave the reason.
     pub peer_reason: u16,

@@ -74,7 +74,8 @@ pub struct Flow {
     pub path: u8,
     /// `FLAG_*`.
     pub flags: u8,
-    /// Number of the reason once the flow is cut.
+    /// Number of the reason once the flow is cut; before that, of the one for which it would have been refused if its
+    /// PU's namespace were not in observe mode, or 0.
     pub reason: u16,
     /// Handle of the PU at this end, as the peer knows it.
     pub local_handle: u16,
@@ -108,7 +109,7 @@ pub struct Flow {
     pub next_out: u32,
     /// Last acknowledgement number this end sent.
     pub ack_out: u32,
-    /// Round-trip time last reported by the socket, microseconds.
+    /// Smoothed round-trip time the socket reported when it was established, microseconds; 0 if there is none.
     pub rtt_us: u32,
     /// Slot of the credential whose prekey made the session, 0 for the PU's present one: a rotation between the SYN's
     /// verification and the SYN-ACK must not part the two.

@@ -17,9 +17,14 @@ pub struct Pu {
     pub credential_until_ns: u64,
     /// Handle by which peers know this PU.
     pub handle: u16,
+    /// `PU_*` bits.
+    pub flags: u16,
     /// Zero.
-    pub pad: [u16; 3],
+    pub pad: [u16; 2],
 }
+
+/// The PU's namespace is in observe mode: what policy refuses is let through, and told of.
+pub const PU_OBSERVED: u16 = 1;
 
 /// Value of `CREDENTIALS`: what is attached to first-contact packets.
 #[repr(C)]

@@ -87,7 +87,7 @@ fn flows() {
 
 #[test]
 fn identities() {
-    layout!(Pu, 24, identity @ 0, credential @ 4, credential_until_ns @ 8, handle @ 16, pad @ 18);
+    layout!(Pu, 24, identity @ 0, credential @ 4, credential_until_ns @ 8, handle @ 16, flags @ 18, pad @ 20);
     layout!(Credential, 1208, hash_index @ 0, len @ 4, hash_mac @ 8, csum @ 16, pad @ 20, bytes @ 24);
     layout!(MacKey, 16, k0 @ 0, k1 @ 8);
     layout!(Session, 48, key_out @ 0, key_in @ 16, until_ns @ 32, peer_index @ 40, peer @ 44);

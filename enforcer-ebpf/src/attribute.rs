@@ -16,7 +16,7 @@ use aya_ebpf::{
 use common::{
     abi::{MAX_CGROUP_DEPTH, PU_TOO_DEEP},
     flow::FlowKey,
-    identity::Pu,
+    identity::{PU_OBSERVED, Pu},
 };
 
 use crate::{
@@ -72,6 +72,18 @@ impl Source {
 pub fn pu_info(pu: u32) -> Option<&'static Pu> {
     // SAFETY: the agent replaces entries whole; one that is removed while it is read stays readable for this run.
     unsafe { PUS.get(pu) }.filter(|info| info.identity != 0)
+}
+
+/// Whether this PU's namespace is in observe mode.
+#[inline(always)]
+pub fn is_observed(pu: u32) -> bool {
+    PUS.get(pu).is_some_and(observes)
+}
+
+/// As [`is_observed`], of a PU at hand.
+#[inline(always)]
+pub fn observes(info: &Pu) -> bool {
+    info.flags & PU_OBSERVED != 0
 }
 
 #[inline(always)]

@@ -165,7 +165,7 @@ fn record_refusal(key: &FlowKey, parties: &Parties, reason: u32, at: u32) {
 
 /// Records the start, end or cut of a flow.
 #[inline(never)]
-pub fn flow_event(kind: u8, key: &FlowKey, flow: &Flow, reason: Reason, rtt_us: u32) {
+pub fn flow_event(kind: u8, key: &FlowKey, flow: &Flow, reason: u16, rtt_us: u32) {
     let Some(mut entry) = TELEMETRY.reserve(0) else {
         count(abi::LOSS_TELEMETRY_RING);
         return;
@@ -178,7 +178,7 @@ pub fn flow_event(kind: u8, key: &FlowKey, flow: &Flow, reason: Reason, rtt_us: 
         (*event).role = flow.role;
         (*event).path = flow.path;
         (*event).direction = 0;
-        (*event).reason = reason as u16;
+        (*event).reason = reason;
         (*event).peer_reason = 0;
         (*event).key = *key;
         (*event).pu = flow.pu;

@@ -69,7 +69,7 @@ pub fn enter(key: &FlowKey, fill: impl FnOnce(&mut Flow)) -> Result<(), Reason> 
 #[inline(always)]
 pub fn started(key: &FlowKey, flow: &Flow) {
     if flow.flags & FLAG_LOG != 0 {
-        flow_event(EVENT_START, key, flow, Reason::Allowed, 0);
+        flow_event(EVENT_START, key, flow, flow.reason, 0);
     }
 }
 

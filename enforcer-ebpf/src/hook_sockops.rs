@@ -15,7 +15,6 @@ use aya_ebpf::{
 };
 use common::{
     addr_v4,
-    drop_reason::Reason,
     event::EVENT_END,
     flow::{CONFIRMING, CUT, ESTABLISHED, FLAG_CLOSED, FLAG_RST, FLAG_SOCKET, Flow, FlowKey},
     identity::ListenerKey,
@@ -118,6 +117,8 @@ fn established(ctx: &SockOpsContext, flags: u32) {
     identify(ctx, key);
     if let Some(flow) = flow_of(key) {
         flow.flags |= FLAG_SOCKET;
+        // SAFETY: the context is valid; a plain word.
+        flow.rtt_us = unsafe { (*ctx.ops).srtt_us } >> 3;
         let _ = ctx.set_cb_flags((ctx.cb_flags() | flags) as i32);
     }
 }
@@ -167,7 +168,7 @@ fn state_changed(ctx: &SockOpsContext) {
         return;
     }
     if matches!(flow.state, ESTABLISHED | CONFIRMING) {
-        flow_event(EVENT_END, key, flow, Reason::Allowed, rtt);
+        flow_event(EVENT_END, key, flow, flow.reason, rtt);
     }
     // The stack says that a socket is closed before it sends the reset that breaks the connection off.
     if flow.flags & FLAG_RST == 0 && matches!(old, BPF_TCP_ESTABLISHED | BPF_TCP_CLOSE_WAIT | BPF_TCP_FIN_WAIT1) {

@@ -11,7 +11,7 @@ use common::{
 };
 
 use crate::{
-    attribute::{is_forwarded, is_heard_by_ipv6},
+    attribute::{is_forwarded, is_heard_by_ipv6, is_observed},
     cleared::cleared,
     emit::{At, Parties, config, refused},
     flow_table::coarse_now,
@@ -81,6 +81,9 @@ fn stranger(ctx: &XdpContext, config: &Config, ip: &Ip, key: &FlowKey) -> Option
             pu
         }
     };
+    if is_observed(*pu) {
+        return None;
+    }
     if NETWORKS.get(&Key::new(128, ip.src)).is_some_and(|network| network.external != 0) {
         return None;
     }

@@ -10,7 +10,7 @@ use common::{
 };
 
 use crate::{
-    attribute::{Source, UNMANAGED, ifindex, is_forwarded, pu_info},
+    attribute::{Source, UNMANAGED, ifindex, is_forwarded, is_observed, pu_info},
     cleared::cleared,
     emit::{At, Parties, count_handshake, count_reason, refused},
     flow_table::{Lookup, account_in, find, started},
@@ -18,6 +18,7 @@ use crate::{
     inbound_open::opened,
     judge::rejudge,
     maps::{KNOWN_TO_PEER, SESSIONS},
+    observe::take_over,
     other_protocols,
     outbound::{DROP, PASS, Packet, scratch},
     packet::{ACK, FIN, Kind, RST, SYN, parse},
@@ -69,6 +70,9 @@ fn unmanaged(packet: &Packet, opening: bool) -> i32 {
 /// A segment for a PU outside any connection.
 #[inline(never)]
 fn stray(packet: &Packet, pu: u32) -> i32 {
+    if is_observed(pu) {
+        return take_over(packet, pu, true);
+    }
     let role = if packet.tcp.flags & SYN != 0 { CLIENT } else { SERVER };
     cleared!(parties: Parties);
     parties.pu = pu;

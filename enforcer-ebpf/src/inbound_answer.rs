@@ -3,16 +3,19 @@
 use common::{
     drop_reason::Reason,
     event::{HELD_HELLO_REPLY, HELD_JUDGE},
-    flow::{CLIENT, CONFIRMING, FLAG_LOG, FLAG_RETRIED, Flow, PATH_HELLO, SYN_RECEIVED, SYN_SENT},
+    flow::{
+        CLIENT, CONFIRMING, ESTABLISHED, FLAG_LOG, FLAG_RETRIED, Flow, PATH_EXTERNAL, PATH_HELLO, SYN_RECEIVED,
+        SYN_SENT,
+    },
     identity::{Credential, SessionPu},
     verdict::position,
     wire::{CONFIRM, DENY, HELLO, HELLO_REPLY, OptionBytes, RESUME_REPLY, RETRY, Transcript, mac, sealed},
 };
 
 use crate::{
-    attribute::{Source, pu_info},
+    attribute::{Source, is_observed, pu_info},
     emit::{At, Hold, Parties, count_handshake, count_reason, hold, refused},
-    flow_table::{account_in, coarse_now, remove},
+    flow_table::{account_in, coarse_now, remove, started},
     inbound::drop_with,
     judge::judge,
     maps::{KNOWN_TO_PEER, PEER_PUS, SESSIONS},
@@ -73,13 +76,31 @@ fn examine(packet: &Packet, flow: &mut Flow) -> Next {
     }
     let Some(option) = &packet.tcp.option else {
         let hello = flow.path == PATH_HELLO;
-        return next(Step::Refuse, if hello { Reason::PeerNoIdentity } else { Reason::IdentityMissing });
+        let reason = if hello { Reason::PeerNoIdentity } else { Reason::IdentityMissing };
+        if is_observed(flow.pu) {
+            return without_identity(packet, flow, reason);
+        }
+        return next(Step::Refuse, reason);
     };
     match option.packet_type() {
         HELLO_REPLY => next(Step::Hold, Reason::Allowed),
         RESUME_REPLY => resumed(packet, flow, option),
         _ => next(Step::Drop, Reason::HelloMalformed),
     }
+}
+
+/// In observe mode a peer that proves nothing is an address.
+#[inline(always)]
+fn without_identity(packet: &Packet, flow: &mut Flow, reason: Reason) -> Next {
+    flow.state = ESTABLISHED;
+    flow.path = PATH_EXTERNAL;
+    flow.peer_identity = 0;
+    flow.session = 0;
+    flow.reason = reason as u16;
+    started(packet.key, flow);
+    count_reason(Reason::Allowed, false);
+    account_in(flow, packet.tcp, packet.ctx.len());
+    next(Step::Admit, Reason::Allowed)
 }
 
 /// Hands the answer to the agent: a credential to verify, or a pair to judge.
@@ -123,8 +144,10 @@ fn resumed(packet: &Packet, flow: &mut Flow, option: &OptionBytes) -> Next {
     else {
         return next(Step::Hold, Reason::Undecided);
     };
+    let verdict = verdict.lift(is_observed(flow.pu), verdict.reason());
     flow.rule = verdict.rule;
     flow.observed_rule = verdict.observed_rule;
+    flow.reason = verdict.lifted;
     if !verdict.allow {
         return next(Step::Refuse, verdict.reason());
     }

@@ -16,7 +16,7 @@ use common::{
 
 use crate::{
     attribute::Source,
-    attribute::{ifindex, pu_info},
+    attribute::{ifindex, observes, pu_info},
     cleared::cleared,
     emit::{At, Hold, Parties, count_handshake, count_reason, hold, now, refused},
     flow_table::{account_in, coarse_now, enter},
@@ -133,27 +133,29 @@ fn to_agent(packet: &Packet, kind: u32, pu: u32, subject: u32, object: u32) -> R
 #[inline(never)]
 fn stranger(packet: &Packet, pu: u32, info: &Pu, parties: &mut Parties) -> Result<Outcome, Refusal> {
     let network = NETWORKS.get(&Key::new(128, packet.ip.src)).copied().unwrap_or_default();
+    let mut verdict = Verdict::NONE;
     if network.external != 0 {
-        if let Some(verdict) = judge(network.external, info.identity, position(packet.ip.proto, packet.tcp.dport)) {
-            if verdict.allow {
-                enter(packet.key, |flow| {
-                    begin(packet, flow, pu, info, &verdict);
-                    flow.state = ESTABLISHED;
-                    flow.path = PATH_EXTERNAL;
-                    flow.peer_identity = network.external;
-                })
-                .map_err(|reason| Refusal::new(Outcome::Drop, reason))?;
-                count_reason(Reason::Allowed, true);
-                return Ok(Outcome::Admit);
-            }
-            if verdict.rule != 0 {
-                parties.rule = verdict.rule;
-                parties.peer_identity = network.external;
-                return Err(Refusal::new(silence(packet), Reason::DenyRule));
-            }
-        }
+        verdict =
+            judge(network.external, info.identity, position(packet.ip.proto, packet.tcp.dport)).unwrap_or(verdict);
     }
-    Err(Refusal::new(silence(packet), Reason::NoIdentity))
+    let reason = if verdict.rule == 0 { Reason::NoIdentity } else { Reason::DenyRule };
+    verdict = verdict.lift(observes(info), reason);
+    if !verdict.allow {
+        if verdict.rule != 0 {
+            parties.rule = verdict.rule;
+            parties.peer_identity = network.external;
+        }
+        return Err(Refusal::new(silence(packet), reason));
+    }
+    enter(packet.key, |flow| {
+        begin(packet, flow, pu, info, &verdict);
+        flow.state = ESTABLISHED;
+        flow.path = PATH_EXTERNAL;
+        flow.peer_identity = network.external;
+    })
+    .map_err(|reason| Refusal::new(Outcome::Drop, reason))?;
+    count_reason(Reason::Allowed, true);
+    Ok(Outcome::Admit)
 }
 
 #[inline(always)]
@@ -187,6 +189,7 @@ fn resumed(
     let Some(verdict) = judge(peer.identity, info.identity, position(packet.ip.proto, packet.tcp.dport)) else {
         return to_agent(packet, HELD_JUDGE, pu, peer.identity, info.identity);
     };
+    let verdict = verdict.lift(observes(info), verdict.reason());
     parties.rule = verdict.rule;
     parties.observed_rule = verdict.observed_rule;
     if !verdict.allow {
@@ -229,6 +232,7 @@ fn begin(packet: &Packet, flow: &mut Flow, pu: u32, info: &Pu, verdict: &Verdict
     flow.generation = packet.config.generation;
     flow.rule = verdict.rule;
     flow.observed_rule = verdict.observed_rule;
+    flow.reason = verdict.lifted;
     flow.flags = if verdict.log { FLAG_LOG } else { 0 };
     flow.ifindex = ifindex(packet.ctx);
     flow.pu_ifindex = packet.source.interface(packet.ctx);

@@ -9,6 +9,7 @@ use common::{
 };
 
 use crate::{
+    attribute::is_observed,
     emit::{count_reason, flow_event},
     maps::{INTERVALS, PAIRS},
 };
@@ -21,9 +22,23 @@ pub struct Verdict {
     /// Rule that decided, 0 if none did.
     pub rule: u32,
     pub observed_rule: u32,
+    /// Number of the reason for which it would be refused outside observe mode, or 0.
+    pub lifted: u16,
 }
 
 impl Verdict {
+    /// The default.
+    pub const NONE: Self = Self { allow: false, log: false, rule: 0, observed_rule: 0, lifted: 0 };
+
+    /// In observe mode a refusal becomes a note.
+    #[inline(always)]
+    pub fn lift(self, observed: bool, reason: Reason) -> Self {
+        if self.allow || !observed {
+            return self;
+        }
+        Self { allow: true, log: self.log, rule: 0, observed_rule: self.rule, lifted: reason as u16 }
+    }
+
     /// The reason of a refusal.
     #[inline(always)]
     pub fn reason(&self) -> Reason {
@@ -56,10 +71,11 @@ pub fn judge(subject: u32, object: u32, position: u32) -> Option<Verdict> {
                 log: interval.flags & VERDICT_LOG != 0,
                 rule: interval.rule,
                 observed_rule: interval.observed_rule,
+                lifted: 0,
             });
         }
     }
-    Some(Verdict { allow: false, log: false, rule: 0, observed_rule: 0 })
+    Some(Verdict::NONE)
 }
 
 /// Judges a live flow under the present policy `generation`; cuts it if it is no longer allowed. A pair nobody has
@@ -71,17 +87,24 @@ pub fn rejudge(key: &FlowKey, flow: &mut Flow, generation: u32) -> bool {
     } else {
         (flow.peer_identity, flow.local_identity, key.local_port)
     };
-    let Some(verdict) = judge(subject, object, position(key.proto, port)) else { return true };
+    let observed = is_observed(flow.pu);
+    let verdict = match judge(subject, object, position(key.proto, port)) {
+        Some(verdict) => verdict.lift(observed, verdict.reason()),
+        None if flow.reason == 0 => return true,
+        // Observe mode alone let it in, and there is no pair to judge by.
+        None => Verdict { allow: observed, lifted: flow.reason, observed_rule: flow.observed_rule, ..Verdict::NONE },
+    };
     flow.generation = generation;
     flow.observed_rule = verdict.observed_rule;
     if verdict.allow {
         flow.rule = verdict.rule;
+        flow.reason = verdict.lifted;
         return true;
     }
     flow.rule = verdict.rule;
     flow.state = CUT;
     flow.reason = Reason::Revoked as u16;
     count_reason(Reason::Revoked, false);
-    flow_event(EVENT_CUT, key, flow, Reason::Revoked, flow.rtt_us);
+    flow_event(EVENT_CUT, key, flow, Reason::Revoked as u16, flow.rtt_us);
     false
 }

@@ -22,6 +22,7 @@ mod inbound_answer;
 mod inbound_open;
 mod judge;
 mod maps;
+mod observe;
 mod other_protocols;
 mod outbound;
 mod outbound_open;

@@ -9,11 +9,11 @@ use common::{
 };
 
 use crate::{
-    attribute::{Source, UNMANAGED, ifindex, pu_info},
+    attribute::{Source, UNMANAGED, ifindex, observes, pu_info},
     cleared::cleared,
     emit::{At, Parties, config, count_reason, now, refused},
     flow_table::{Lookup, coarse_now, enter, find},
-    judge::{judge, rejudge},
+    judge::{Verdict, judge, rejudge},
     maps::NETWORKS,
     outbound::{DROP, PASS},
     packet::{ICMP, ICMPV6, Ip, Parsed, TCP, UDP, read},
@@ -179,19 +179,27 @@ fn external(
         return Err(Reason::Fragment);
     }
     let network = NETWORKS.get(&Key::new(128, key.remote)).copied().unwrap_or_default();
-    if network.external == 0 {
-        return Err(Reason::ProtocolDenied);
-    }
     let (subject, object, port) = if role == CLIENT {
         (info.identity, network.external, key.remote_port)
     } else {
         (network.external, info.identity, key.local_port)
     };
-    let verdict = judge(subject, object, position(ip.proto, port)).ok_or(Reason::Undecided)?;
+    let mut verdict = Verdict::NONE;
+    let mut reason = Reason::ProtocolDenied;
+    if network.external != 0 {
+        match judge(subject, object, position(ip.proto, port)) {
+            Some(judged) => verdict = judged,
+            None => reason = Reason::Undecided,
+        }
+    }
+    if verdict.rule != 0 {
+        reason = Reason::DenyRule;
+    }
+    let verdict = verdict.lift(observes(info), reason);
     parties.rule = verdict.rule;
     parties.peer_identity = network.external;
     if !verdict.allow {
-        return Err(if verdict.rule == 0 { Reason::ProtocolDenied } else { Reason::DenyRule });
+        return Err(reason);
     }
     enter(key, |flow| {
         flow.state = ESTABLISHED;
@@ -202,6 +210,7 @@ fn external(
         flow.peer_identity = network.external;
         flow.rule = verdict.rule;
         flow.observed_rule = verdict.observed_rule;
+        flow.reason = verdict.lifted;
         flow.flags = if verdict.log { FLAG_LOG } else { 0 };
         flow.generation = config.generation;
         flow.ifindex = ifindex(ctx);

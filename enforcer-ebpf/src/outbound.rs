@@ -16,12 +16,13 @@ use common::{
 };
 
 use crate::{
-    attribute::{Source, UNMANAGED, pu_info},
+    attribute::{Source, UNMANAGED, is_observed, pu_info},
     cleared::cleared,
     confirm,
     emit::{At, Parties, count_handshake, refused},
     flow_table::{Lookup, account_out, coarse_now, find, remove},
     maps::{CREDENTIALS, KNOWN_TO_PEER, PACKET_SCRATCH, SESSIONS},
+    observe::take_over,
     other_protocols,
     outbound_open::open,
     packet::{ACK, Ip, Kind, Parsed, RST, SYN, Tcp, parse},
@@ -98,6 +99,9 @@ fn unmanaged(packet: &Packet, opening: bool) -> i32 {
 /// A segment of a PU outside any connection: older than the PU, or forged.
 #[inline(never)]
 fn stray(packet: &Packet, pu: u32) -> i32 {
+    if packet.tcp.option.is_none() && is_observed(pu) {
+        return take_over(packet, pu, false);
+    }
     let reason = if packet.tcp.option.is_some() { Reason::ForgedByPu } else { Reason::NoFlow };
     let role = if packet.tcp.flags & SYN != 0 { SERVER } else { CLIENT };
     cleared!(parties: Parties);

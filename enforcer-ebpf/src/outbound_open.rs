@@ -11,11 +11,11 @@ use common::{
 };
 
 use crate::{
-    attribute::{ifindex, pu_info},
+    attribute::{ifindex, observes, pu_info},
     cleared::cleared,
     emit::{At, Parties, count_handshake, count_reason, now, refused},
     flow_table::{account_out, coarse_now, enter, remove},
-    judge::judge,
+    judge::{Verdict, judge},
     maps::{CREDENTIALS, KNOWN_TO_PEER, NETWORKS, PEER_ADDRS, SESSIONS},
     outbound::{DROP, PASS, Packet, refuse_locally},
     rewrite::{attach, make_room},
@@ -56,7 +56,12 @@ fn try_open(packet: &Packet, pu: u32, existing: Option<&mut Flow>, parties: &mut
         return Ok(());
     }
     if network.flags & NETWORK_IDENTITY == 0 {
-        return Err(Reason::OutsideIdentityNetworks);
+        let verdict = Verdict::NONE.lift(observes(info), Reason::OutsideIdentityNetworks);
+        return if verdict.allow {
+            by_address(packet, pu, info, network.external, &verdict)
+        } else {
+            Err(Reason::OutsideIdentityNetworks)
+        };
     }
     match known_session(packet, info) {
         Some((index, session)) => resume(packet, pu, info, existing, index, session, parties),
@@ -71,15 +76,23 @@ fn external(packet: &Packet, pu: u32, info: &Pu, network: u32, parties: &mut Par
     let Some(verdict) = judge(info.identity, network, position(packet.ip.proto, packet.tcp.dport)) else {
         return Ok(false);
     };
+    if !verdict.allow && verdict.rule == 0 {
+        return Ok(false);
+    }
+    let verdict = verdict.lift(observes(info), Reason::DenyRule);
     if !verdict.allow {
-        if verdict.rule == 0 {
-            return Ok(false);
-        }
         parties.rule = verdict.rule;
         parties.observed_rule = verdict.observed_rule;
         parties.peer_identity = network;
         return Err(Reason::DenyRule);
     }
+    by_address(packet, pu, info, network, &verdict)?;
+    Ok(true)
+}
+
+/// Lets the connection out without identity.
+#[inline(always)]
+fn by_address(packet: &Packet, pu: u32, info: &Pu, network: u32, verdict: &Verdict) -> Result<(), Reason> {
     enter(packet.key, |flow| {
         start(packet, flow, pu, info);
         flow.state = ESTABLISHED;
@@ -87,10 +100,11 @@ fn external(packet: &Packet, pu: u32, info: &Pu, network: u32, parties: &mut Par
         flow.peer_identity = network;
         flow.rule = verdict.rule;
         flow.observed_rule = verdict.observed_rule;
+        flow.reason = verdict.lifted;
         flow.flags = if verdict.log { FLAG_LOG } else { 0 };
     })?;
     count_reason(Reason::Allowed, false);
-    Ok(true)
+    Ok(())
 }
 
 /// The session with the enforcer behind this address, if it is alive and its enforcer has seen this PU's credential.

@@ -176,6 +176,11 @@ impl Host {
         self.directory().join("enforcer.sock")
     }
 
+    /// Where the enforcer writes flow records.
+    pub fn flow_records(&self) -> PathBuf {
+        self.directory().join("flows.jsonl")
+    }
+
     /// The enforcer's configuration file.
     pub fn enforcer_config(&self) -> PathBuf {
         self.directory().join("enforcer.toml")
@@ -214,6 +219,11 @@ impl Host {
             cgroup = {cgroup:?}
             [metrics]
             listen = "127.0.0.1:9464"
+            [records]
+            file = {records:?}
+            interval = "1s"
+            [observe]
+            state = {observed:?}
             "#,
             agent_timeout = AGENT_TIMEOUT.as_secs(),
             certificate = keys.join(format!("host-{name}.crt")),
@@ -221,6 +231,8 @@ impl Host {
             policy = self.shared().policy_directory()?,
             bpffs = self.bpffs(),
             socket = self.enforcer_socket(),
+            records = self.flow_records(),
+            observed = keys.join("observe.json"),
             cgroup = self.cgroup(),
         ))
     }

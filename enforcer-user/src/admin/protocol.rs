@@ -52,6 +52,13 @@ pub enum Request {
         /// `key=value`; a key may have several values.
         tags: BTreeSet<(String, String)>,
     },
+    /// Switch observe mode on or off.
+    Observe {
+        /// For this namespace with all below it; the root, or for `off` all that are observed, if left out.
+        namespace: Option<String>,
+        /// Allow and record everything, or enforce.
+        on: bool,
+    },
     /// A PU is no longer one; its processes become unmanaged.
     PuRemove {
         /// Its id or its name.
@@ -107,6 +114,8 @@ pub enum Response {
         /// The cgroup made for it, for [`PuTarget::Command`].
         cgroup: Option<PathBuf>,
     },
+    /// To [`Request::Observe`]: the namespaces now in observe mode.
+    Observed(Vec<String>),
     /// To [`Request::PuRemove`] and [`Request::PuRelease`].
     Done,
 }

@@ -25,6 +25,9 @@ pub struct StatusView {
     pub flows: u64,
     /// The policy in force.
     pub policy: PolicyStatus,
+    /// Namespaces in observe mode: nothing is enforced in them.
+    #[serde(default)]
+    pub observed: Vec<String>,
     /// How full the maps are.
     pub maps: Vec<MapView>,
     /// What was lost, by name.
@@ -93,6 +96,9 @@ pub struct PuView {
     pub credential_expires_s: Option<i64>,
     /// Why it has no credential, if so.
     pub error: Option<String>,
+    /// Its namespace is in observe mode.
+    #[serde(default)]
+    pub observed: bool,
 }
 
 /// `enforcer peers`: an enforcer met.
@@ -170,6 +176,9 @@ pub struct FlowView {
     pub path: String,
     /// Why it was cut; `allowed` while it lives.
     pub reason: String,
+    /// The reason for which observe mode alone lets it live, or empty.
+    #[serde(default)]
+    pub observed_reason: String,
     /// Policy generation it was judged under.
     pub generation: u32,
     /// Bytes received.
@@ -215,6 +224,12 @@ pub struct RecordView {
     pub observed_rule: String,
     /// Name of the reason (`enforcer reasons`).
     pub reason: String,
+    /// The verdict there would be, where it differs; else empty.
+    #[serde(default)]
+    pub observed_verdict: String,
+    /// The reason for which observe mode alone let it through, or empty.
+    #[serde(default)]
+    pub observed_reason: String,
     /// `hello`, `resume`, `external` or `none`.
     pub path: String,
     /// The peer gave the reason.

@@ -54,6 +54,9 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
             Ok(Response::PuAdded { id, name, cgroup })
         }
         Request::PuRemove { pu } => pus::remove(shared, &pu).map(|()| Response::Done),
+        Request::Observe { namespace, on } => {
+            super::observe::switch(shared, caller, namespace, on).map(Response::Observed)
+        }
         Request::PuRelease { pu } => pus::release(shared, &pu).map(|()| Response::Done),
         Request::Follow => Err(AdminError::new(ErrorKind::Invalid, "following is a stream, not a request")),
     }
@@ -99,6 +102,8 @@ impl KernelStats for Stats {
             pus: state.pus.len() as u64,
             policy_generation: u64::from(state.config.current().generation),
             policy_rules: state.rules.len() as u64,
+            observed: state.observed.namespaces().map(ToString::to_string).collect(),
+            records: shared.log.recorder().map(|recorder| recorder.counters().into()),
         })
     }
 

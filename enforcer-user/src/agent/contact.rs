@@ -106,6 +106,7 @@ fn hello(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal>
         generation: state.config.current().generation,
         rule: verdict.rule,
         observed_rule: verdict.observed_rule,
+        reason: verdict.lifted,
         flags: if verdict.log { FLAG_LOG } else { 0 },
         ifindex: held.ifindex,
         credential: state.pu_slots.get(held.pu).ok().flatten().map_or(0, |slot| slot.credential),
@@ -177,6 +178,7 @@ fn hello_reply(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Re
             generation: state.config.current().generation,
             rule: verdict.rule,
             observed_rule: verdict.observed_rule,
+            reason: verdict.lifted,
             flags: present.flags | if verdict.log { FLAG_LOG } else { 0 },
             bytes_in: present.bytes_in + u64::from(held.len).saturating_sub(14),
             packets_in: present.packets_in + 1,
@@ -244,11 +246,11 @@ fn judged(
     port: u16,
     session: u32,
 ) -> Result<super::state::Verdict, Refusal> {
-    let verdict = state.verdict(subject, object, held.key.proto, port);
+    let verdict = state.verdict(subject, object, held.key.proto, port).lift(state.is_observed(held.pu));
     if verdict.allow {
         return Ok(verdict);
     }
-    let reason = if verdict.rule == 0 { Reason::NoRule } else { Reason::DenyRule };
+    let reason = verdict.reason();
     Err(Refusal { reason, session, identity: peer, rule: verdict.rule, observed_rule: verdict.observed_rule })
 }
 

@@ -10,6 +10,7 @@ mod clock;
 mod contact;
 mod last_good;
 mod names;
+mod observe;
 mod offline;
 mod policy;
 mod pus;
@@ -39,6 +40,7 @@ use crate::{
     load::{Interfaces, Kernel, LoadOptions, MapSizes, UnloadOptions, XdpMode, unload},
     map_write::Maps,
     metrics::{Metrics, MetricsServer},
+    records::Recorder,
     ring::{Handshakes, Telemetry},
     tap::Tap,
 };
@@ -131,6 +133,7 @@ fn start_and_serve(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<()>
     });
     drop(watch);
     drop(upkeep);
+    upkeep::write_records(&shared, true);
     if let Err(error) = shared.state().config.leave() {
         tracing::warn!(%error, "the kernel was not told that the agent ends");
     }
@@ -168,8 +171,10 @@ fn start(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<Arc<Shared>> 
         state.frozen = true;
     }
     state.config.beat()?;
+    let recorder = Recorder::start(&config.records, state.own.id().name(), names.clone()).context("writing records")?;
+    observe::announce(&state);
     let shared = Arc::new(Shared {
-        log: FlowLog::new(names.clone()),
+        log: FlowLog::new(names.clone()).with_recorder(recorder),
         config,
         maps,
         tap,

@@ -3,12 +3,16 @@
 use std::{
     collections::{HashMap, HashSet},
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::{flow_log::Names, identity::EnforcerId, map_write::Maps};
+use crate::{
+    flow_log::{Names, Tagged},
+    identity::EnforcerId,
+    map_write::Maps,
+};
 
 /// Names by number. Names of what has gone are kept: records outlive what they tell of.
 #[derive(Debug, Default)]
@@ -21,6 +25,8 @@ struct Tables {
     peers: HashMap<(u32, u32), String>,
     identities: HashMap<u32, String>,
     rules: HashMap<u32, String>,
+    tagged: HashMap<u32, Arc<Tagged>>,
+    gone: Vec<u32>,
 }
 
 /// Names of peers kept; beyond it all are dropped and learned again.
@@ -46,6 +52,21 @@ impl NameTable {
     /// Names an identity for when its session is not known.
     pub fn set_identity(&self, identity: u32, name: String) {
         self.write(|tables| drop(tables.identities.insert(identity, name)));
+    }
+
+    /// Says what an identity is made of.
+    pub fn set_tagged(&self, identity: u32, tagged: Tagged) {
+        self.write(|tables| drop(tables.tagged.insert(identity, Arc::new(tagged))));
+    }
+
+    /// These identities are gone. What they were made of is kept until this is called again: their last events may
+    /// still be on their way.
+    pub fn forget_tagged(&self, identities: Vec<u32>) {
+        self.write(|tables| {
+            for identity in std::mem::replace(&mut tables.gone, identities) {
+                tables.tagged.remove(&identity);
+            }
+        });
     }
 
     /// Names rules.
@@ -104,6 +125,10 @@ impl Names for NameTable {
     fn peer(&self, session: u32, identity: u32) -> String {
         self.read(|tables| tables.peers.get(&(session, identity)).or_else(|| tables.identities.get(&identity)).cloned())
             .unwrap_or_default()
+    }
+
+    fn identity(&self, identity: u32) -> Option<Arc<Tagged>> {
+        self.read(|tables| tables.tagged.get(&identity).cloned())
     }
 
     fn rule(&self, rule: u32) -> String {

@@ -254,7 +254,7 @@ pub(super) fn save_rule_names(shared: &Shared) {
 }
 
 /// Judges every live flow; those no longer allowed are cut at both ends, whether or not a packet comes.
-fn rejudge(shared: &Shared) {
+pub(super) fn rejudge(shared: &Shared) {
     let mut doomed = Vec::new();
     {
         let state = shared.state();
@@ -267,7 +267,7 @@ fn rejudge(shared: &Shared) {
             let verdict = known
                 .entry((subject, object, key.proto, port))
                 .or_insert_with(|| state.verdict(subject, object, key.proto, port));
-            if !verdict.allow {
+            if !verdict.allow && !state.is_observed(flow.pu) {
                 doomed.push((*key, *flow, verdict.rule));
             }
         });

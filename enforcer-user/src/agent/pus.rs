@@ -379,6 +379,7 @@ impl State {
     fn show(&mut self, pu: &mut LocalPu, credential: PreparedCredential) -> anyhow::Result<()> {
         let until = clock::monotonic(credential.expires());
         self.pu_slots.set_credential(pu.index, pu.identity, pu.handle, &credential.map_value(), until)?;
+        self.mark_observed(pu)?;
         pu.credential = Some(credential);
         pu.error = None;
         Ok(())

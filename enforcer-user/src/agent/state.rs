@@ -9,6 +9,7 @@ use std::{
 use anyhow::Context;
 use common::{
     abi,
+    drop_reason::Reason,
     identity::{PeerPu, SessionPu},
     verdict::Pair,
 };
@@ -21,9 +22,11 @@ use super::{
 };
 use crate::{
     config::{Config, Strangers, Unmanaged},
+    flow_log::Tagged,
     handshake::{Own, Session, Sessions},
     identity::{Anchors, AuthorityId, OwnIdentity, Prekeys, PreparedCredential, Tags, Verifier},
     map_write::{ConfigWriter, MapWriteError, Maps, Networks, Pairs, Pus, intervals, network_table},
+    observe::Observed,
 };
 
 /// Sessions with other enforcers, at most; the size of the map.
@@ -71,6 +74,7 @@ pub(super) struct State {
     pub maps: Arc<Maps>,
     pub names: Arc<NameTable>,
     pub identity_networks: Vec<IpNet>,
+    pub observed: Observed,
     pub next_pu: u32,
     pub next_handle: u16,
     pub profile_lifetime: u64,
@@ -144,6 +148,7 @@ impl State {
             maps,
             names,
             identity_networks: config.identity.networks.clone(),
+            observed: Observed::load_or_enforce(&config.observe.state),
             next_pu: 1,
             next_handle: rand::random(),
             profile_lifetime: config.identity.profile_lifetime.as_secs(),
@@ -206,6 +211,7 @@ impl State {
         let identity = Identity::Pu { namespace: namespace.parse::<Namespace>()?, tags: tags.clone() };
         self.compiled.add_identity(IdentityId(number), &identity)?;
         self.names.set_identity(number, name.into());
+        self.names.set_tagged(number, Tagged { namespace: namespace.into(), tags: tags.clone() });
         self.identities.insert(number, namespace.into(), tags.clone());
         Ok(())
     }
@@ -240,6 +246,7 @@ impl State {
             log: decision.log,
             rule: decision.rule.map_or(0, |rule| rule.0),
             observed_rule: decision.observed.map_or(0, |(_, rule)| rule.0),
+            lifted: 0,
         }
     }
 
@@ -310,6 +317,23 @@ pub(super) struct Verdict {
     pub log: bool,
     pub rule: u32,
     pub observed_rule: u32,
+    /// Number of the reason for which it would be refused outside observe mode, or 0.
+    pub lifted: u16,
+}
+
+impl Verdict {
+    /// In observe mode a refusal becomes a note, as in the kernel.
+    pub fn lift(self, observed: bool) -> Self {
+        if self.allow || !observed {
+            return self;
+        }
+        Self { allow: true, rule: 0, observed_rule: self.rule, lifted: self.reason() as u16, ..self }
+    }
+
+    /// The reason of a refusal.
+    pub fn reason(&self) -> Reason {
+        if self.rule == 0 { Reason::NoRule } else { Reason::DenyRule }
+    }
 }
 
 /// Each tag as `key=value`.

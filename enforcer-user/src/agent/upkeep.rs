@@ -18,6 +18,7 @@ use common::flow::{
 use super::{Shared, clock, names::Live, policy, pus};
 use crate::{
     link_net::Change,
+    records,
     ring::{Handshakes, Telemetry},
     sys,
 };
@@ -95,6 +96,7 @@ pub(super) fn start(
             policy::reload(&shared);
         }
         policy::upkeep(&shared);
+        write_records(&shared, false);
         tasks.iter_mut().for_each(|task| task.run_if_due(&shared));
     };
     thread("upkeep", Box::new(work))?;
@@ -189,10 +191,30 @@ fn sweep_flows(shared: &Shared) {
     let now = sys::monotonic_ns();
     let swept = shared.maps.flows.retain(|key, flow| {
         let idle = Duration::from_nanos(now.saturating_sub(flow.seen_ns.max(flow.created_ns)));
-        patience(key, flow).is_none_or(|patience| idle < patience)
+        let keep = patience(key, flow).is_none_or(|patience| idle < patience);
+        if !keep && flow.state == ESTABLISHED {
+            // Nobody else tells of its end.
+            shared.log.push(&records::ended(key, flow));
+        }
+        keep
     });
     if let Err(error) = swept {
         tracing::error!(%error, "ended flows stay");
+    }
+}
+
+/// Writes flow records if it is time, or in any case.
+pub(super) fn write_records(shared: &Shared, now: bool) {
+    let Some(recorder) = shared.log.recorder() else { return };
+    if !recorder.is_due() && !now {
+        return;
+    }
+    match shared.maps.flows.entries() {
+        Ok(flows) => recorder.flush(flows.into_iter()),
+        Err(error) => {
+            tracing::error!(%error, "live flows could not be recorded; what has ended is");
+            recorder.flush(std::iter::empty());
+        }
     }
 }
 
@@ -221,6 +243,7 @@ fn try_sweep_identities(shared: &Shared) -> anyhow::Result<()> {
     if unused.is_empty() {
         return Ok(());
     }
+    state.names.forget_tagged(unused.clone());
     let gone: std::collections::HashSet<u32> = unused.iter().copied().collect();
     let pairs: Vec<_> = state
         .pairs

@@ -52,6 +52,7 @@ pub(super) fn status(shared: &Shared) -> Result<StatusView, MapWriteError> {
             files: state.policy_files.len() as u64,
             error: state.policy_error.clone(),
         },
+        observed: state.observed.namespaces().map(ToString::to_string).collect(),
         maps,
         losses: loss_names()
             .into_iter()
@@ -102,6 +103,7 @@ pub(super) fn pus(shared: &Shared) -> Vec<PuView> {
             credential_bytes: pu.credential.as_ref().map_or(0, |signed| signed.bytes().len() as u64),
             credential_expires_s: pu.credential.as_ref().map(|signed| signed.expires() as i64 - now),
             error: pu.error.clone(),
+            observed: state.is_observed(pu.index),
         })
         .collect()
 }

@@ -60,6 +60,11 @@ pub(super) enum Command {
     },
     /// Live flows and recent records.
     Flows(FlowsArgs),
+    /// Observe mode: everything allowed, everything recorded. Without on or off, say what is observed.
+    Observe {
+        #[command(subcommand)]
+        command: Option<ObserveCommand>,
+    },
     /// The policy in force, or files that may become it.
     Policy {
         #[command(subcommand)]
@@ -135,6 +140,22 @@ pub(super) enum PolicyCommand {
     },
     /// Which rule decides a connection, and why the others do not.
     Explain(ExplainArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ObserveCommand {
+    /// Stop enforcing: what policy refuses to PUs of this host is let through and recorded.
+    On {
+        /// Only in this namespace, with all below it.
+        #[arg(long, value_name = "PATH")]
+        namespace: Option<String>,
+    },
+    /// Enforce again; what policy does not allow is cut.
+    Off {
+        /// Only in this namespace, with all below it.
+        #[arg(long, value_name = "PATH")]
+        namespace: Option<String>,
+    },
 }
 
 #[derive(Debug, clap::Args)]

@@ -10,6 +10,7 @@ mod check_config;
 mod doctor;
 mod exec;
 mod failure;
+mod observe;
 mod output;
 mod policy;
 mod pu;
@@ -51,6 +52,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         Command::Pus => show::pus(&socket, &mut out),
         Command::Peers { forget } => show::peers(&socket, forget, &mut out),
         Command::Flows(flows) => show::flows(&socket, flows, &mut out),
+        Command::Observe { command } => observe::run(&socket, command, &mut out),
         Command::Policy { command } => policy::run(&socket, command, &mut out),
         Command::Doctor { config } => doctor::run(&config.file, &mut out),
         Command::Reasons => reasons::run(&mut out),

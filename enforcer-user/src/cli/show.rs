@@ -162,6 +162,9 @@ fn print_status(status: &StatusView, out: &mut Output) -> Result<(), Failure> {
         policy.generation
     );
     out.line(format!("policy    {line}"))?;
+    if !status.observed.is_empty() {
+        out.line(format!("observed  {} (NOT enforced)", printable(&status.observed.join(" "))))?;
+    }
     if let Some(error) = &policy.error {
         out.line(format!("          not in force: {}", printable(error)))?;
     }
@@ -261,5 +264,9 @@ fn record_line(record: &RecordView) -> String {
 }
 
 fn reason(record: &RecordView) -> String {
-    if record.peer_reason { format!("{} (peer)", record.reason) } else { record.reason.clone() }
+    match (record.peer_reason, record.observed_reason.as_str()) {
+        (true, _) => format!("{} (peer)", record.reason),
+        (false, "") => record.reason.clone(),
+        (false, observed) => format!("{} (not enforced: {observed})", record.reason),
+    }
 }

@@ -12,6 +12,7 @@ pub(super) fn check(config: &Config) -> Result<(), Problem> {
     identity(config)?;
     config.tags.check()?;
     datapath(config)?;
+    records(config)?;
     endpoints(config)
 }
 
@@ -93,6 +94,20 @@ fn datapath(config: &Config) -> Result<(), Problem> {
         })?;
     }
     between("datapath.agent_timeout", datapath.agent_timeout, Duration::from_millis(100), Duration::from_secs(3600))
+}
+
+fn records(config: &Config) -> Result<(), Problem> {
+    let records = &config.records;
+    between("records.interval", records.interval, Duration::ZERO, Duration::from_secs(24 * 3600))?;
+    ensure(records.interval.is_zero() || records.interval >= Duration::from_secs(1), "records.interval", || {
+        "must be 0s (no aggregation) or at least 1s".into()
+    })?;
+    ensure(records.max_bytes >= 64 << 10, "records.max_bytes", || "must be at least 65536".into())?;
+    ensure(records.keep <= 1000, "records.keep", || "must be at most 1000".into())?;
+    ensure((16..=1 << 20).contains(&records.max_groups), "records.max_groups", || {
+        format!("must be between 16 and {}", 1 << 20)
+    })?;
+    not_empty("observe.state", &config.observe.state)
 }
 
 fn endpoints(config: &Config) -> Result<(), Problem> {

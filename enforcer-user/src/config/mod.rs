@@ -6,6 +6,7 @@ mod check;
 mod error;
 mod policy_text;
 mod tags;
+mod records;
 
 use std::{
     net::SocketAddr,
@@ -20,6 +21,7 @@ pub use error::ConfigError;
 pub(crate) use error::plain as error_text;
 pub use policy_text::{PolicyReadError, PolicyText};
 pub use tags::Tags;
+pub use records::{Observe, Records, rotated};
 
 /// Where the agent looks without `--config`.
 pub const DEFAULT_FILE: &str = "/etc/enforcer/enforcer.toml";
@@ -50,6 +52,10 @@ pub struct Config {
     pub log: Log,
     /// The admin socket.
     pub admin: Admin,
+    /// What is written of connections.
+    pub records: Records,
+    /// Observe mode.
+    pub observe: Observe,
 }
 
 /// `[identity]`
@@ -211,6 +217,8 @@ impl Default for Config {
             metrics: Metrics::default(),
             log: Log::default(),
             admin: Admin::default(),
+            records: Records::default(),
+            observe: Observe::default(),
         }
     }
 }
@@ -352,7 +360,10 @@ impl Config {
     fn resolve(&mut self, base: &Path) {
         let identity = &mut self.identity;
         let fixed = [&mut identity.ca, &mut identity.certificate, &mut identity.key];
-        let paths = [&mut self.paths.bpffs, &mut self.paths.socket];
+        let paths = [&mut self.paths.bpffs, &mut self.paths.socket, &mut self.observe.state];
+        if self.records.is_file() {
+            self.records.file = base.join(&self.records.file);
+        }
         for path in fixed.into_iter().chain(paths).chain(&mut self.policy.paths).chain(&mut self.paths.cgroup) {
             *path = base.join(&*path);
         }

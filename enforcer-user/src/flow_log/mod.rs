@@ -10,9 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use common::event::Event;
 use tokio::sync::{broadcast, mpsc};
 
-use crate::admin::{FollowItem, view::RecordView};
+use crate::{
+    admin::{FollowItem, view::RecordView},
+    records::Recorder,
+};
 
-pub use render::{Clock, Names, flow_view, ip_addr, protocol_name, record_view};
+pub use render::{Clock, Names, Tagged, flow_view, ip_addr, protocol_name, record_view};
+pub(crate) use render::{path_name, reason_name, time_text};
 
 /// Records kept.
 pub const CAPACITY: usize = 4096;
@@ -24,17 +28,31 @@ pub struct FlowLog {
     ring: Mutex<Ring>,
     live: broadcast::Sender<Event>,
     names: Arc<dyn Names>,
+    recorder: Option<Recorder>,
 }
 
 impl FlowLog {
     /// An empty log.
     pub fn new(names: Arc<dyn Names>) -> Self {
-        Self { ring: Mutex::new(Ring::default()), live: broadcast::Sender::new(CAPACITY), names }
+        Self { ring: Mutex::new(Ring::default()), live: broadcast::Sender::new(CAPACITY), names, recorder: None }
+    }
+
+    /// The same, with records written of everything it takes in.
+    pub fn with_recorder(self, recorder: Option<Recorder>) -> Self {
+        Self { recorder, ..self }
+    }
+
+    /// What writes records, if anything does.
+    pub fn recorder(&self) -> Option<&Recorder> {
+        self.recorder.as_ref()
     }
 
     /// Takes an event in.
     pub fn push(&self, event: &Event) {
         self.ring().push(event);
+        if let Some(recorder) = &self.recorder {
+            recorder.take(event);
+        }
         if self.live.receiver_count() > 0 {
             // Fails only if the last follower has just left.
             let _ = self.live.send(*event);

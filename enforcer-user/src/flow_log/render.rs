@@ -1,7 +1,9 @@
 //! From the kernel's numbers to names and text.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -13,7 +15,10 @@ use common::{
 };
 use nix::time::{ClockId, clock_gettime};
 
-use crate::admin::view::{FlowView, RecordView};
+use crate::{
+    admin::view::{FlowView, RecordView},
+    identity::Tags,
+};
 
 /// Who knows what the kernel's numbers stand for. What has gone meanwhile should still be named as long as possible.
 pub trait Names: Send + Sync {
@@ -23,6 +28,23 @@ pub trait Names: Send + Sync {
     fn peer(&self, session: u32, identity: u32) -> String;
     /// `policy/rule` of a rule; never asked for 0.
     fn rule(&self, rule: u32) -> String;
+    /// What an identity is made of, for records; `None` if unknown.
+    fn identity(&self, _identity: u32) -> Option<Arc<Tagged>> {
+        None
+    }
+    /// Names by which a PU of this host looked an address up.
+    fn fqdn(&self, _pu: u32, _address: IpAddr) -> BTreeSet<String> {
+        BTreeSet::new()
+    }
+}
+
+/// What an identity is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tagged {
+    /// Namespace.
+    pub namespace: String,
+    /// Tags.
+    pub tags: Tags,
 }
 
 /// The relation of `CLOCK_MONOTONIC`, in which the kernel stamps, to the time of day.
@@ -57,6 +79,8 @@ impl Clock {
 /// An event as it is shown.
 pub fn record_view(event: &Event, names: &dyn Names, clock: &Clock) -> RecordView {
     let refused = matches!(event.kind, event::EVENT_DENY | event::EVENT_CUT);
+    // What started or ended was allowed; its reason is what observe mode lifted.
+    let lifted = matches!(event.kind, event::EVENT_START | event::EVENT_END) && event.reason != 0;
     RecordView {
         time: time_text(clock.wall(event.time_ns)),
         event: event_name(event.kind).into(),
@@ -69,7 +93,14 @@ pub fn record_view(event: &Event, names: &dyn Names, clock: &Clock) -> RecordVie
         verdict: if refused { "deny" } else { "allow" }.into(),
         rule: rule_name(names, event.rule),
         observed_rule: rule_name(names, event.observed_rule),
-        reason: reason_name(event.reason),
+        reason: reason_name(if lifted { Reason::Allowed as u16 } else { event.reason }),
+        observed_verdict: match (refused, lifted, event.observed_rule) {
+            (_, false, 0) => "",
+            (true, ..) => "allow",
+            (false, ..) => "deny",
+        }
+        .into(),
+        observed_reason: if lifted { reason_name(event.reason) } else { String::new() },
         path: path_name(event.path).into(),
         peer_reason: event.peer_reason != 0,
         bytes_in: event.bytes_in,
@@ -95,7 +126,12 @@ pub fn flow_view(key: &FlowKey, flow: &Flow, names: &dyn Names, clock: &Clock) -
         rule: rule_name(names, flow.rule),
         observed_rule: rule_name(names, flow.observed_rule),
         path: path_name(flow.path).into(),
-        reason: reason_name(flow.reason),
+        reason: reason_name(if flow.state == flow::CUT { flow.reason } else { Reason::Allowed as u16 }),
+        observed_reason: if flow.state == flow::CUT || flow.reason == 0 {
+            String::new()
+        } else {
+            reason_name(flow.reason)
+        },
         generation: flow.generation,
         bytes_in: flow.bytes_in,
         bytes_out: flow.bytes_out,
@@ -131,7 +167,7 @@ fn endpoint(addr: &Addr, port: u16) -> String {
     SocketAddr::new(ip_addr(addr), port).to_string()
 }
 
-fn time_text(time: SystemTime) -> String {
+pub(crate) fn time_text(time: SystemTime) -> String {
     // The formatter panics before 1970 and after 9999; a broken clock shall not.
     let year_9999 = Duration::from_secs(253_402_300_799);
     match time.duration_since(SystemTime::UNIX_EPOCH) {
@@ -145,7 +181,7 @@ fn rule_name(names: &dyn Names, rule: u32) -> String {
 }
 
 /// A number from a newer kernel side is shown as such.
-fn reason_name(number: u16) -> String {
+pub(crate) fn reason_name(number: u16) -> String {
     Reason::from_number(number).map_or_else(|| format!("reason_{number}"), |reason| reason.name().into())
 }
 
@@ -163,7 +199,7 @@ fn role_name(role: u8) -> &'static str {
     if role == flow::SERVER { "server" } else { "client" }
 }
 
-fn path_name(path: u8) -> &'static str {
+pub(crate) fn path_name(path: u8) -> &'static str {
     match path {
         flow::PATH_HELLO => "hello",
         flow::PATH_RESUME => "resume",

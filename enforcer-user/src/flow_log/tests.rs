@@ -100,6 +100,8 @@ fn a_record_says_everything_the_kernel_said() {
         rule: "p/r2".into(),
         observed_rule: String::new(),
         reason: "deny_rule".into(),
+        observed_verdict: String::new(),
+        observed_reason: String::new(),
         path: "resume".into(),
         peer_reason: true,
         bytes_in: 1,

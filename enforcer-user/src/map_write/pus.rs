@@ -77,8 +77,20 @@ impl Pus {
         let [first, second] = slots(pu);
         let slot = if entry.credential == first { second } else { first };
         self.credentials.insert(&slot, credential)?;
-        let next = Pu { identity, credential: slot, credential_until_ns: until_ns, handle, pad: [0; 3] };
+        let next = Pu { identity, credential: slot, credential_until_ns: until_ns, handle, ..entry };
         self.pus.insert(&pu, &next)
+    }
+
+    /// Sets the `PU_*` bits of a PU that is there; the rest stays.
+    ///
+    /// # Errors
+    /// [`MapWriteError::Index`], or what the kernel reports.
+    pub fn set_flags(&mut self, pu: u32, flags: u16) -> Result<(), MapWriteError> {
+        let entry = self.slot(pu)?;
+        if entry == Pu::default() || entry.flags == flags {
+            return Ok(());
+        }
+        self.pus.insert(&pu, &Pu { flags, ..entry })
     }
 
     /// Removes the PU and its credentials.

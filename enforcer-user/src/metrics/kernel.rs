@@ -38,6 +38,19 @@ pub struct KernelSnapshot {
     pub policy_generation: u64,
     /// Rules in force.
     pub policy_rules: u64,
+    /// Namespaces in observe mode.
+    pub observed: Vec<String>,
+    /// Flow records, if any are written.
+    pub records: Option<RecordCounts>,
+}
+
+/// What became of flow records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecordCounts {
+    /// Lines written.
+    pub written: u64,
+    /// Records lost, by cause.
+    pub dropped: Vec<(&'static str, u64)>,
 }
 
 /// How full a map is.
@@ -121,8 +134,11 @@ fn kernel_families(snapshot: &KernelSnapshot) -> Vec<MetricFamily> {
     let lost = loss_names().map(|(name, index)| (vec![("what", name)], at(losses, index)));
     let entries = maps.iter().map(|map| (vec![("map", map.name.as_str())], map.entries));
     let max = maps.iter().map(|map| (vec![("map", map.name.as_str())], map.max));
+    let observed = snapshot.observed.iter().map(|namespace| (vec![("namespace", namespace.as_str())], 1));
+    let records = snapshot.records.clone().unwrap_or_default();
+    let dropped = records.dropped.iter().map(|(cause, count)| (vec![("cause", *cause)], *count));
     let gauge = |name, help, value| single(MetricType::GAUGE, name, help, value);
-    vec![
+    let mut all = vec![
         family(
             MetricType::COUNTER,
             "enforcer_verdicts_total",
@@ -149,7 +165,13 @@ fn kernel_families(snapshot: &KernelSnapshot) -> Vec<MetricFamily> {
         gauge("enforcer_pus", "Processing units.", snapshot.pus),
         gauge("enforcer_policy_generation", "Generation of the policy in force.", snapshot.policy_generation),
         gauge("enforcer_policy_rules", "Rules in force.", snapshot.policy_rules),
-    ]
+        family(MetricType::GAUGE, "enforcer_observe_mode", "Namespaces in which nothing is enforced.", observed),
+        single(MetricType::COUNTER, "enforcer_records_written_total", "Flow records written.", records.written),
+        family(MetricType::COUNTER, "enforcer_records_dropped_total", "Flow records lost, by cause.", dropped),
+    ];
+    // A family without a metric is an error to the encoder.
+    all.retain(|family| !family.get_metric().is_empty());
+    all
 }
 
 const PACKET_TYPES: &[(&str, u8)] = &[
