@@ -63,7 +63,7 @@ fn expected() -> Vec<(&'static str, Shape, Shape)> {
         ("PU_IFACES", u32_key(), u32_key()),
         ("PU_SOCKETS", u32_key(), u32_key()),
         ("PU_LISTENERS", shape!(ListenerKey: addr, port, pad), u32_key()),
-        ("PUS", u32_key(), shape!(Pu: identity, credential, credential_until_ns, handle, pad)),
+        ("PUS", u32_key(), shape!(Pu: identity, credential, credential_until_ns, handle, flags, pad)),
         ("CREDENTIALS", u32_key(), shape!(Credential: hash_index, len, hash_mac, csum, pad, bytes)),
         ("SESSIONS", u32_key(), shape!(Session: key_out, key_in, until_ns, peer_index, peer)),
         ("PEER_ADDRS", shape!(PeerAddr: addr, port, pad), u32_key()),
