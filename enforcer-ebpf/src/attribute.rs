@@ -77,7 +77,7 @@ pub fn pu_info(pu: u32) -> Option<&'static Pu> {
 /// Whether this PU's namespace is in observe mode.
 #[inline(always)]
 pub fn is_observed(pu: u32) -> bool {
-    PUS.get(pu).is_some_and(observes)
+    pu_info(pu).is_some_and(observes)
 }
 
 /// As [`is_observed`], of a PU at hand.

@@ -5,8 +5,8 @@
 mod check;
 mod error;
 mod policy_text;
-mod tags;
 mod records;
+mod tags;
 
 use std::{
     net::SocketAddr,
@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 pub use error::ConfigError;
 pub(crate) use error::plain as error_text;
 pub use policy_text::{PolicyReadError, PolicyText};
-pub use tags::Tags;
 pub use records::{Observe, Records, rotated};
+pub use tags::Tags;
 
 /// Where the agent looks without `--config`.
 pub const DEFAULT_FILE: &str = "/etc/enforcer/enforcer.toml";
