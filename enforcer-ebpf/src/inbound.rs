@@ -150,7 +150,8 @@ fn confirmed(packet: &Packet, flow: &mut Flow) -> i32 {
     if !genuine {
         return drop_with(packet, flow, Reason::ConfirmMac);
     }
-    if session.peer_index == 0 {
+    // A peer that forgot the session, and opened it again, chose another.
+    if session.peer_index != option.index() {
         session.peer_index = option.index();
     }
     flow.state = ESTABLISHED;

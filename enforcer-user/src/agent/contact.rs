@@ -93,7 +93,8 @@ fn hello(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal>
         let state = &mut *guard;
         let local = local_pu(state, held.pu)?;
         let accept = hello.accept(&mut state.handshake(), local, now).map_err(|error| Refusal::from(error.reason()))?;
-        let identity = meet(state, &accept.peer, &accept.session)?;
+        // Which index the peer goes by now is for its CONFIRM to say, in the kernel.
+        let identity = meet(state, &accept.peer, &Session { peer_index: 0, ..accept.session.clone() })?;
         (local, accept, identity)
     };
     settle_pair(shared, identity, local.identity, identity, accept.session.index)?;

@@ -276,15 +276,19 @@ impl State {
         self.maps.peer_pus.insert(&SessionPu { session, handle, pad: 0 }, &entry)
     }
 
-    /// Writes a session, keeping an index the kernel learned from a CONFIRM.
+    /// Writes a session. Where the kernel has it already, and knows the peer by the same index, its entry stays untouched:
+    /// the kernel may be learning that index from a CONFIRM this very moment.
     pub fn write_session(&mut self, session: &Session, authority: &AuthorityId) -> anyhow::Result<()> {
-        let learned = self.maps.sessions.get(&session.index)?.map_or(0, |entry| entry.peer_index);
-        let mut entry = session.map_value(clock::monotonic(session.until), 0);
-        if entry.peer_index == 0 {
-            entry.peer_index = learned;
-        }
         self.maps.session_docs.insert(session.index, &serde_json::to_vec(&session.doc(authority))?)?;
-        self.maps.sessions.insert(&session.index, &entry)?;
+        let entry = session.map_value(clock::monotonic(session.until), 0);
+        let present = self.maps.sessions.get(&session.index)?;
+        let known = present.is_some_and(|present| {
+            let same_peer = entry.peer_index == 0 || entry.peer_index == present.peer_index;
+            (present.key_out, present.key_in) == (entry.key_out, entry.key_in) && same_peer
+        });
+        if !known {
+            self.maps.sessions.insert(&session.index, &entry)?;
+        }
         Ok(())
     }
 
