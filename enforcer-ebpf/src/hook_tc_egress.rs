@@ -6,6 +6,7 @@ use common::abi::Config;
 use crate::{
     attribute::{Source, is_pu_interface},
     emit::config,
+    hook_tc_stack::is_of_vlan,
     inbound::inbound,
     outbound::{PASS, outbound},
 };
@@ -13,7 +14,7 @@ use crate::{
 #[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
     let Some(config) = config() else { return PASS };
-    if own(&ctx, config, true) { PASS } else { outbound(&ctx, config, Source::Socket) }
+    if own(&ctx, config, true) || is_of_vlan(&ctx) { PASS } else { outbound(&ctx, config, Source::Socket) }
 }
 
 #[classifier]

@@ -6,6 +6,7 @@ use crate::{
     attribute::Source,
     emit::config,
     hook_tc_egress::own,
+    hook_tc_stack::is_taken_elsewhere,
     inbound::inbound,
     outbound::{PASS, outbound},
 };
@@ -13,7 +14,7 @@ use crate::{
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
     let Some(config) = config() else { return PASS };
-    if own(&ctx, config, false) { PASS } else { inbound(&ctx, config, Source::Socket) }
+    if own(&ctx, config, false) || is_taken_elsewhere(&ctx) { PASS } else { inbound(&ctx, config, Source::Socket) }
 }
 
 #[classifier]

@@ -16,6 +16,7 @@ mod hook_sockops;
 mod hook_tap;
 mod hook_tc_egress;
 mod hook_tc_ingress;
+mod hook_tc_stack;
 mod hook_xdp;
 mod inbound;
 mod inbound_answer;

@@ -25,7 +25,7 @@ use crate::{
     observe::take_over,
     other_protocols,
     outbound_open::open,
-    packet::{ACK, Ip, Kind, Parsed, RST, SYN, Tcp, parse},
+    packet::{ACK, Ip, Kind, Parsed, RST, SYN, Tcp, is_tagged, parse},
     rewrite::attach,
     turn_around::{Way, into_reset, send_back},
 };
@@ -60,6 +60,7 @@ pub fn outbound(ctx: &TcContext, config: &Config, source: Source) -> i32 {
         Kind::Tcp => {}
         Kind::Other => return other_protocols::outbound(ctx, config, source, parsed),
         Kind::Bare => return other_protocols::bare(ctx, source, parsed, Way::Out),
+        Kind::NotIp if is_tagged(ctx) => return other_protocols::unparsable(ctx, source, Way::Out),
         Kind::NotIp => return PASS,
         Kind::Malformed => return other_protocols::unparsable(ctx, source, Way::Out),
     }

@@ -6,6 +6,9 @@ use common::{Addr, addr_v4, flow::FlowKey, wire::OptionBytes};
 pub const ETH_LEN: u32 = 14;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
+const ETH_P_8021Q: u16 = 0x8100;
+const ETH_P_8021AD: u16 = 0x88a8;
+const ETH_P_QINQ1: u16 = 0x9100;
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
@@ -207,6 +210,13 @@ pub fn parse(ctx: &TcContext, parsed: &mut Parsed, inbound: bool) -> Kind {
         }
     }
     Kind::Malformed
+}
+
+/// Whether a VLAN's tag stands in the frame itself. The kernel keeps its own tags beside the frame; whoever writes one
+/// hides what follows.
+#[inline(always)]
+pub fn is_tagged(ctx: &TcContext) -> bool {
+    read::<u16>(ctx, 12).is_some_and(|kind| matches!(u16::from_be(kind), ETH_P_8021Q | ETH_P_8021AD | ETH_P_QINQ1))
 }
 
 /// Parses what lies in the linear part.

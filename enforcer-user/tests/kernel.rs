@@ -74,7 +74,7 @@ fn load_attaches_everywhere_and_unload_leaves_nothing() {
         assert_eq!(links["sock_option"].target, cgroup_id);
         assert_eq!(links.len(), 3 + 3 + 3 * 2 + 2 + 1);
         assert_eq!(settings()[..2], ["1\n", "1\n"]);
-        assert_eq!(fs::read_dir(place.bpffs.join("v1/progs")).unwrap().count(), 12);
+        assert_eq!(fs::read_dir(place.bpffs.join("v1/progs")).unwrap().count(), 15);
 
         kernel.detach_pu_interface(v0).unwrap();
         assert_eq!(chain("v0", Ingress), ["tc_ingress"]);
@@ -91,7 +91,7 @@ fn load_attaches_everywhere_and_unload_leaves_nothing() {
         assert_eq!(chain("lo", Ingress), ["tc_ingress"], "the end of the agent changes nothing");
 
         let unloaded = unload(&place.unload()).unwrap();
-        assert_eq!((unloaded.links, unloaded.programs, unloaded.tap, unloaded.cgroups), (13, 12, true, 3));
+        assert_eq!((unloaded.links, unloaded.programs, unloaded.tap, unloaded.cgroups), (13, 15, true, 3));
         assert_eq!(unloaded.maps, maps.len());
         assert_eq!(interfaces(), interfaces_before);
         assert_eq!(settings(), settings_before);
@@ -159,19 +159,21 @@ fn restart_keeps_maps_and_links_and_is_never_without_a_program() {
 #[test]
 fn a_restart_under_observation_shows_no_gap() {
     isolated(|place| {
-        drop(Kernel::open(&place.options()).unwrap());
+        let v0 = link_net::by_name("v0").unwrap().unwrap().index;
+        let start = || Kernel::open(&place.options()).unwrap().attach_pu_interface(v0).unwrap();
+        start();
         let (stop, stopped) = mpsc::channel::<()>();
         let namespace = fs::File::open("/proc/thread-self/ns/net").unwrap();
         let watcher = thread::spawn(move || {
             nix::sched::setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
             let mut looks = 0;
             while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
-                assert_eq!((chain("v0", Ingress).len(), chain("v0", Egress).len()), (1, 1));
+                assert_eq!((chain("v0", Ingress).len(), chain("v0", Egress).len()), (2, 2));
                 looks += 1;
             }
             looks
         });
-        drop(Kernel::open(&place.options()).unwrap());
+        start();
         drop(stop);
         assert!(watcher.join().unwrap() > 10);
         unload(&place.unload()).unwrap();

@@ -12,12 +12,13 @@ use crate::netns::Netns;
 use crate::process::Place;
 use crate::run;
 
-/// A guest of a host, routed: 10.78.0.2 and fd78::2 behind the host's `veth-NAME`.
+/// A guest of a host behind the host's `veth-NAME`: routed (10.78.0.2 and fd78::2), or at a port of its bridge.
 ///
 /// It dereferences to its [`Place`].
 #[derive(Debug)]
 pub struct Guest {
     interface: String,
+    ips: [IpAddr; 2],
     place: Place,
 }
 
@@ -44,11 +45,16 @@ impl Host {
         }
         let cgroup = self.cgroup().join(format!("guest-{name}"));
         fs::create_dir(&cgroup).with_context(|| format!("cannot make the cgroup {}", cgroup.display()))?;
-        Ok(Guest { interface, place: Place { netns, cgroup, ..self.place().clone() } })
+        let ips = [Ipv4Addr::new(10, 78, 0, 2).into(), Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 2).into()];
+        Ok(Guest::new(interface, ips, Place { netns, cgroup, ..self.place().clone() }))
     }
 }
 
 impl Guest {
+    pub(crate) fn new(interface: String, ips: [IpAddr; 2], place: Place) -> Self {
+        Self { interface, ips, place }
+    }
+
     /// The host's end of the veth.
     pub fn interface(&self) -> &str {
         &self.interface
@@ -56,8 +62,7 @@ impl Guest {
 
     /// A port of the guest over IPv4 and over IPv6.
     pub fn addresses(&self, port: u16) -> [String; 2] {
-        let (v4, v6) = (Ipv4Addr::new(10, 78, 0, 2), Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 2));
-        [IpAddr::V4(v4), IpAddr::V6(v6)].map(|ip| SocketAddr::new(ip, port).to_string())
+        self.ips.map(|ip| SocketAddr::new(ip, port).to_string())
     }
 }
 

@@ -15,6 +15,7 @@
 //! Everything a [`Lab`] makes carries its run's name (`enf-<run>`), and goes when the lab is dropped, when the process
 //! is interrupted, or, after a crash, when the next lab starts.
 
+mod bridge;
 mod cgroup;
 mod counters;
 mod enforcer;

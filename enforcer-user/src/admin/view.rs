@@ -15,7 +15,7 @@ pub struct StatusView {
     pub version: String,
     /// Seconds since the agent started.
     pub uptime_s: u64,
-    /// Enforced interfaces.
+    /// All interfaces, enforced or not, the enforcer's own TAP excepted.
     pub interfaces: Vec<InterfaceView>,
     /// Number of PUs.
     pub pus: u64,
@@ -34,12 +34,19 @@ pub struct StatusView {
     pub losses: BTreeMap<String, u64>,
 }
 
-/// An enforced interface.
+/// An interface and what the enforcer does there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct InterfaceView {
     /// Its name.
     pub name: String,
-    /// How the TC programs are attached: `tcx`, or `off` with the error.
+    /// `enforced`; `port`: of an interface that is enforced; `left`: not to be enforced; `failed`: to be enforced, but
+    /// attaching failed and is tried again.
+    #[serde(default)]
+    pub state: String,
+    /// Why so; empty if there is nothing to say.
+    #[serde(default)]
+    pub reason: String,
+    /// What the TC programs look at; `off` if there are none.
     pub tc: String,
     /// How the XDP shield is attached: `native`, `generic` or `off`.
     pub xdp: String,

@@ -9,7 +9,7 @@ use super::{Shared, pus, views};
 use crate::{
     admin::{AdminError, Answer, Caller, ErrorKind, FollowItem, Handler, Request, Response},
     identity::Tags,
-    metrics::{KernelSnapshot, KernelStats, MapFill},
+    metrics::{INTERFACE_STATES, KernelSnapshot, KernelStats, MapFill},
 };
 
 /// The agent behind its admin socket.
@@ -91,6 +91,9 @@ impl KernelStats for Stats {
         let fill = views::fill(shared).map_err(failed)?;
         let entries = |name: &str| fill.iter().find(|map| map.name == name).map_or(0, |map| map.entries);
         let flows = entries("FLOWS");
+        let views = views::interfaces(shared);
+        let interfaces =
+            INTERFACE_STATES.map(|state| views.iter().filter(|interface| interface.state == state).count() as u64);
         let state = shared.state();
         Ok(KernelSnapshot {
             reasons: stats.reasons().map_err(failed)?,
@@ -104,6 +107,7 @@ impl KernelStats for Stats {
             policy_rules: state.rules.len() as u64,
             observed: state.observed.namespaces().map(ToString::to_string).collect(),
             records: shared.log.recorder().map(|recorder| recorder.counters().into()),
+            interfaces,
         })
     }
 

@@ -18,6 +18,7 @@ use common::flow::{
 use super::{Shared, clock, names::Live, policy, pus};
 use crate::{
     link_net::Change,
+    load::Considered,
     records,
     ring::{Handshakes, Telemetry},
     sys,
@@ -87,6 +88,7 @@ pub(super) fn start(
         Task::new(renewal, renew),
         Task::new(Duration::from_secs(5), sweep_flows),
         Task::new(Duration::from_secs(60), sweep_identities),
+        Task::new(Duration::from_secs(2), retry_interfaces),
     ];
     let work = move || {
         telemetry.drain(|events| events.iter().for_each(|event| shared.log.push(event)));
@@ -262,6 +264,13 @@ fn try_sweep_identities(shared: &Shared) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Attaches where that failed before.
+fn retry_interfaces(shared: &Shared) {
+    for name in shared.kernel().retry() {
+        tracing::info!(interface = %name, "attached at last");
+    }
+}
+
 /// An interface came, changed or went.
 pub(super) fn interface_changed(shared: &Shared, change: Change) {
     match change {
@@ -269,14 +278,12 @@ pub(super) fn interface_changed(shared: &Shared, change: Change) {
             if interface.index == shared.tap.index() {
                 return;
             }
-            let known = shared.kernel().interfaces().any(|attached| attached.interface.index == interface.index);
-            if known {
-                return;
-            }
-            match shared.kernel().attach_interface(&interface.name) {
-                Ok(Some(_)) => tracing::info!(interface = %interface.name, "attached"),
-                Ok(None) => {}
-                Err(error) => tracing::warn!(interface = %interface.name, %error, "cannot attach"),
+            let name = interface.name.clone();
+            match shared.kernel().consider(interface) {
+                Ok(Considered::Attached) => tracing::info!(interface = %name, "attached"),
+                Ok(Considered::Detached) => tracing::info!(interface = %name, "detached; `enforcer status` says why"),
+                Ok(Considered::Unchanged) => {}
+                Err(error) => tracing::error!(interface = %name, %error, "not enforced; trying again"),
             }
         }
         Change::Gone(index, name) => {

@@ -12,7 +12,7 @@ use crate::{
     },
     flow_log::{Clock, flow_view, ip_addr},
     identity::Tags,
-    load::XdpState,
+    load::{Role, XdpState},
     map_write::MapWriteError,
     metrics::loss_names,
 };
@@ -23,19 +23,7 @@ const RECORDS_SHOWN: usize = 256;
 pub(super) fn status(shared: &Shared) -> Result<StatusView, MapWriteError> {
     let losses = shared.maps.stats.losses()?;
     let maps = fill(shared)?;
-    let interfaces = shared
-        .kernel()
-        .interfaces()
-        .map(|attached| {
-            let (xdp, reason) = match &attached.xdp {
-                XdpState::Native => ("native", String::new()),
-                XdpState::Generic => ("generic", String::new()),
-                XdpState::Off(why) => ("off", why.clone()),
-            };
-            let tc = if attached.pu { "ingress+egress, PU's own" } else { "ingress+egress" };
-            InterfaceView { name: attached.interface.name.clone(), tc: tc.into(), xdp: xdp.into(), xdp_reason: reason }
-        })
-        .collect();
+    let interfaces = interfaces(shared);
     let state = shared.state();
     Ok(StatusView {
         ready: shared.ready.load(Ordering::Acquire),
@@ -59,6 +47,48 @@ pub(super) fn status(shared: &Shared) -> Result<StatusView, MapWriteError> {
             .map(|(name, index)| (name.to_owned(), losses.get(index as usize).copied().unwrap_or(0)))
             .collect(),
     })
+}
+
+/// Every interface, enforced or not, by index.
+pub(super) fn interfaces(shared: &Shared) -> Vec<InterfaceView> {
+    let kernel = shared.kernel();
+    let failed = |index| kernel.apart().any(|apart| apart.failed && apart.interface.index == index);
+    let attached = kernel.interfaces().filter(|at| !failed(at.interface.index)).map(|attached| {
+        let (xdp, xdp_reason) = match &attached.xdp {
+            XdpState::Native => ("native", String::new()),
+            XdpState::Generic => ("generic", String::new()),
+            XdpState::Off(why) => ("off", why.clone()),
+        };
+        let (state, tc) = match (attached.role, attached.pu) {
+            (Role::Judged { .. }, false) => ("enforced", "ingress+egress"),
+            (Role::Judged { .. }, true) => ("enforced", "ingress+egress, PU's own"),
+            (Role::Port, false) => ("port", "packet sockets"),
+            (Role::Port, true) => ("port", "PU's own, packet sockets"),
+        };
+        let view = InterfaceView {
+            name: attached.interface.name.clone(),
+            state: state.into(),
+            reason: attached.note.clone(),
+            tc: tc.into(),
+            xdp: xdp.into(),
+            xdp_reason,
+        };
+        (attached.interface.index, view)
+    });
+    let apart = kernel.apart().map(|apart| {
+        let view = InterfaceView {
+            name: apart.interface.name.clone(),
+            state: if apart.failed { "failed" } else { "left" }.into(),
+            reason: apart.why.clone(),
+            tc: "off".into(),
+            xdp: "off".into(),
+            xdp_reason: String::new(),
+        };
+        (apart.interface.index, view)
+    });
+    let mut views: Vec<_> = attached.chain(apart).collect();
+    views.sort_by_key(|(index, _)| *index);
+    views.into_iter().map(|(_, view)| view).collect()
 }
 
 /// Fill of every map that can be full.

@@ -169,12 +169,18 @@ fn print_status(status: &StatusView, out: &mut Output) -> Result<(), Failure> {
         out.line(format!("          not in force: {}", printable(error)))?;
     }
     out.line("")?;
-    let mut table = Table::new(["INTERFACE", "TC", "XDP", "WHY"]);
+    let mut table = Table::new(["INTERFACE", "STATE", "TC", "XDP", "WHY"]);
     for interface in &status.interfaces {
         let interface = interface.clone();
-        table.row([interface.name, interface.tc, interface.xdp, interface.xdp_reason]);
+        let why = if interface.reason.is_empty() { interface.xdp_reason } else { interface.reason };
+        table.row([interface.name, interface.state, interface.tc, interface.xdp, why]);
     }
     out.table(&table)?;
+    let failed = status.interfaces.iter().filter(|interface| interface.state == "failed").count();
+    if failed > 0 {
+        let what = text::count(failed, "interface");
+        out.line(format!("PROBLEM: {what} not enforced, see WHY; attaching is tried again every two seconds"))?;
+    }
     out.line("")?;
     let mut table = Table::new(["MAP", "ENTRIES", "MAX", "LOST"]);
     for map in &status.maps {

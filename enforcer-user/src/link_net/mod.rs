@@ -50,6 +50,31 @@ pub struct Interface {
     pub address: [u8; 6],
     /// Whether it is administratively up.
     pub up: bool,
+    /// The interface that takes all its packets, if it is enslaved.
+    pub master: Option<Master>,
+    /// Index of the interface it lies on, if that is in this network namespace too (VLAN, macvlan, ipvlan).
+    pub lower: Option<u32>,
+}
+
+/// What an interface is enslaved to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Master {
+    /// Its index.
+    pub index: u32,
+    /// The kernel's name of its kind (`bridge`, `bond`, `vrf`).
+    pub kind: String,
+}
+
+impl Interface {
+    /// The master that the stack sees packets of this interface at, instead of here. A VRF is none: it only routes.
+    pub fn port_of(&self) -> Option<&Master> {
+        self.master.as_ref().filter(|master| ["bridge", "bond", "team", "openvswitch"].contains(&master.kind.as_str()))
+    }
+
+    /// Whether it is of this kind of virtual interface.
+    pub fn is_a(&self, kind: &str) -> bool {
+        matches!(&self.kind, Kind::Virtual(own) if own == kind)
+    }
 }
 
 /// A change of the set of interfaces.

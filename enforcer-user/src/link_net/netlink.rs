@@ -7,7 +7,7 @@ use nix::sys::socket::{
     self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, setsockopt, sockopt,
 };
 
-use super::{Interface, Kind};
+use super::{Interface, Kind, Master};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -18,8 +18,12 @@ const NLMSG_DONE: u16 = 3;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_PARENT_DEV_NAME: u16 = 56;
 /// Marks in the upper bits of an attribute's type.
 const NLA_TYPE_MASK: u16 = 0x3fff;
@@ -131,6 +135,7 @@ fn link(body: &[u8]) -> Option<Interface> {
     }
     let (index, flags) = (u32_at(body, 4)?, u32_at(body, 8)?);
     let (mut name, mut mtu, mut info_kind, mut parent) = (None, 0, String::new(), None);
+    let (mut master, mut port_kind, mut lower, mut lower_elsewhere) = (None, String::new(), None, false);
     let mut address = [0; 6];
     for (kind, value) in attributes(body.get(LINK_HEADER..)?) {
         match kind {
@@ -138,11 +143,17 @@ fn link(body: &[u8]) -> Option<Interface> {
             IFLA_MTU => mtu = u32_at(value, 0)?,
             IFLA_ADDRESS => address = value.try_into().unwrap_or_default(),
             IFLA_PARENT_DEV_NAME => parent = Some(text(value)),
+            IFLA_MASTER => master = u32_at(value, 0),
+            IFLA_LINK => lower = u32_at(value, 0),
+            IFLA_LINK_NETNSID => lower_elsewhere = true,
             IFLA_LINKINFO => {
-                info_kind = attributes(value)
-                    .find(|(kind, _)| *kind == IFLA_INFO_KIND)
-                    .map(|(_, v)| text(v))
-                    .unwrap_or_default();
+                for (kind, value) in attributes(value) {
+                    match kind {
+                        IFLA_INFO_KIND => info_kind = text(value),
+                        IFLA_INFO_SLAVE_KIND => port_kind = text(value),
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
@@ -155,7 +166,16 @@ fn link(body: &[u8]) -> Option<Interface> {
             None => Kind::Virtual(info_kind),
         }
     };
-    Some(Interface { index, name: name?, kind, mtu, address, up: flags & libc::IFF_UP as u32 != 0 })
+    Some(Interface {
+        index,
+        name: name?,
+        kind,
+        mtu,
+        address,
+        up: flags & libc::IFF_UP as u32 != 0,
+        master: master.map(|index| Master { index, kind: port_kind }),
+        lower: lower.filter(|lower| !lower_elsewhere && *lower != 0 && *lower != index),
+    })
 }
 
 fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
@@ -226,10 +246,39 @@ mod tests {
             attribute(IFLA_LINKINFO | 0x8000, &attribute(IFLA_INFO_KIND, b"veth\0")),
         ]);
         let (kind, address) = (Kind::Virtual("veth".into()), [2, 0, 0, 0, 0, 1]);
-        let expected = Interface { index: 7, name: "v0".into(), kind, mtu: 1500, address, up: true };
+        let expected =
+            Interface { index: 7, name: "v0".into(), kind, mtu: 1500, address, up: true, master: None, lower: None };
         assert_eq!(parsed(&veth), [expected]);
         let nic = message(&[attribute(IFLA_IFNAME, b"eth0\0"), attribute(IFLA_PARENT_DEV_NAME, b"virtio0\0")]);
         assert_eq!(parsed(&nic)[0].kind, Kind::Physical("virtio0".into()));
+    }
+
+    #[test]
+    fn masters_and_lower_interfaces_are_told() {
+        let port = message(&[
+            attribute(IFLA_IFNAME, b"p0\0"),
+            attribute(IFLA_LINK, &3_u32.to_ne_bytes()),
+            attribute(IFLA_LINK_NETNSID, &0_u32.to_ne_bytes()),
+            attribute(IFLA_MASTER, &9_u32.to_ne_bytes()),
+            attribute(
+                IFLA_LINKINFO,
+                &[attribute(IFLA_INFO_KIND, b"veth\0"), attribute(IFLA_INFO_SLAVE_KIND, b"bridge\0")].concat(),
+            ),
+        ]);
+        let port = &parsed(&port)[0];
+        assert_eq!(port.master, Some(Master { index: 9, kind: "bridge".into() }));
+        assert_eq!((port.port_of().is_some(), port.lower), (true, None), "the peer is in another namespace");
+        let upper = message(&[
+            attribute(IFLA_IFNAME, b"m0\0"),
+            attribute(IFLA_LINK, &3_u32.to_ne_bytes()),
+            attribute(IFLA_MASTER, &9_u32.to_ne_bytes()),
+            attribute(
+                IFLA_LINKINFO,
+                &[attribute(IFLA_INFO_KIND, b"macvlan\0"), attribute(IFLA_INFO_SLAVE_KIND, b"vrf\0")].concat(),
+            ),
+        ]);
+        let upper = &parsed(&upper)[0];
+        assert_eq!((upper.port_of(), upper.lower, upper.is_a("macvlan")), (None, Some(3), true));
     }
 
     #[test]

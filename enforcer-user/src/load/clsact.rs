@@ -54,6 +54,11 @@ pub(super) fn place(
     Ok(placed)
 }
 
+/// Whether filters of ours are, or were, at this interface: what is elsewhere is somebody else's.
+pub(super) fn is_marked(marks: &Path, index: u32) -> bool {
+    marks.join(format!("if{index}")).exists()
+}
+
 /// Removes one filter; whether it was there.
 pub(super) fn remove(interface: &str, direction: TcAttachType, priority: u16) -> bool {
     SchedClassifierLink::attached(interface, direction, priority, HANDLE, None)

@@ -100,6 +100,18 @@ pub enum LoadError {
     /// No such interface.
     #[error("no interface {0} in this network namespace; see `ip link` and `datapath.interfaces`")]
     NoInterface(String),
+    /// A port was named.
+    #[error(
+        "`datapath.interfaces` names {port}, a port of {kind} {master}: its packets are judged at {master}; name {master} instead"
+    )]
+    Port {
+        /// The interface named.
+        port: String,
+        /// What it is enslaved to.
+        master: String,
+        /// The kernel's name of the master's kind.
+        kind: String,
+    },
     /// Interfaces could not be listed.
     #[error("interfaces cannot be listed: {0}")]
     Interfaces(io::Error),

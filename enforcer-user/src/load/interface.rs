@@ -2,7 +2,8 @@
 //!
 //! Our programs stand first in each chain, so that none of somebody else's can let a packet pass unseen, and they go on to
 //! the next program (`TCX_NEXT`) where they have no objection. Seen from a PU behind its own interface, its way out is
-//! `tc_pu_ingress` then `tc_ingress`, its way in `tc_egress` then `tc_pu_egress`.
+//! `tc_pu_ingress` then `tc_ingress`, its way in `tc_egress` then `tc_pu_egress`. At a port of a bridge or bond, whose
+//! master has `tc_ingress` and `tc_egress`, `tc_port_ingress` and `tc_port_egress` stand in their place.
 
 use aya::programs::links::FdLink;
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
@@ -13,19 +14,6 @@ use super::links::{self, Place, Placed};
 use super::{Kernel, LoadError, XdpMode, clsact};
 use crate::link_net::{Interface, Kind};
 use crate::sys;
-
-/// An interface the enforcer is at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attached {
-    /// The interface.
-    pub interface: Interface,
-    /// Whether it is a PU's own.
-    pub pu: bool,
-    /// What XDP does here.
-    pub xdp: XdpState,
-    /// Whether a former agent's links were taken over.
-    pub placed: Placed,
-}
 
 /// What XDP does at an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +44,26 @@ pub(super) const EGRESS: Chain =
     Chain { program: "tc_egress", direction: TcAttachType::Egress, priority: 1, behind: None };
 pub(super) const PU_EGRESS: Chain =
     Chain { program: "tc_pu_egress", direction: TcAttachType::Egress, priority: 2, behind: Some("tc_egress") };
+/// At a port instead of [`INGRESS`], where a PU is behind it.
+pub(super) const PORT_INGRESS: Chain =
+    Chain { program: "tc_port_ingress", direction: TcAttachType::Ingress, priority: 3, behind: Some("tc_pu_ingress") };
+/// At a port instead of [`EGRESS`].
+pub(super) const PORT_EGRESS: Chain =
+    Chain { program: "tc_port_egress", direction: TcAttachType::Egress, priority: 4, behind: None };
+/// Where another enforced interface lies below.
+pub(super) const STACK_EGRESS: Chain =
+    Chain { program: "tc_stack_egress", direction: TcAttachType::Egress, priority: 3, behind: Some("tc_egress") };
+/// All that may be at an interface other than the TAP.
+pub(super) const CHAINS: [&Chain; 7] =
+    [&PU_INGRESS, &INGRESS, &PORT_INGRESS, &EGRESS, &PORT_EGRESS, &STACK_EGRESS, &PU_EGRESS];
+
+impl Chain {
+    /// Whether it is there only where a PU is behind the interface.
+    pub(super) fn is_of_pu(&self) -> bool {
+        [PU_INGRESS, PU_EGRESS, PORT_INGRESS].iter().any(|of_pu| of_pu.program == self.program)
+    }
+}
+
 pub(super) const TAP_INGRESS: Chain =
     Chain { program: "tap_inject", direction: TcAttachType::Ingress, priority: 1, behind: None };
 
@@ -111,10 +119,19 @@ impl Kernel {
 
     /// Takes a TC program away.
     pub(super) fn displace_tc(&self, chain: &Chain, index: u32, name: &str) -> Result<bool, LoadError> {
-        if self.clsact && clsact::remove(name, chain.direction, chain.priority) {
+        let by_clsact = self.clsact && clsact::is_marked(&self.pins.clsact, index);
+        if by_clsact && clsact::remove(name, chain.direction, chain.priority) {
             return Ok(true);
         }
         links::remove(&self.pins.links.join(pin_name(chain.program, index)))
+    }
+
+    /// Takes XDP away.
+    pub(super) fn displace_xdp(&self, index: u32) -> Result<(), LoadError> {
+        for program in ["xdp_native", "xdp_generic"] {
+            links::remove(&self.pins.links.join(pin_name(program, index)))?;
+        }
+        Ok(())
     }
 
     /// Puts XDP where the mode wants it, or takes it away.
@@ -200,7 +217,16 @@ mod tests {
 
     #[test]
     fn auto_is_native_on_physical_interfaces_only() {
-        let interface = |kind| Interface { index: 1, name: "x".into(), kind, mtu: 1500, address: [0; 6], up: true };
+        let interface = |kind| Interface {
+            index: 1,
+            name: "x".into(),
+            kind,
+            mtu: 1500,
+            address: [0; 6],
+            up: true,
+            master: None,
+            lower: None,
+        };
         let physical = interface(Kind::Physical("0000:00:03.0".into()));
         assert_eq!(wanted_xdp(XdpMode::Auto, &physical), Ok(Mode::Driver));
         for kind in

@@ -3,6 +3,7 @@
 //! Everything is pinned: whatever ends the agent, the programs go on with the maps they have. A restarted agent re-uses the
 //! maps and puts its own programs into the pinned links, so there is no moment without one.
 
+mod attach;
 mod clsact;
 mod error;
 mod interface;
@@ -10,6 +11,7 @@ mod links;
 mod offsets;
 mod options;
 mod pins;
+mod scope;
 mod unload;
 
 use std::collections::BTreeMap;
@@ -26,28 +28,33 @@ use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
 use nix::fcntl::Flock;
 
-use crate::link_net::{self, Interface, sysctl};
+use crate::link_net::{self, sysctl};
 use crate::sys;
 use crate::tap::Tap;
 
+pub use attach::{Apart, Attached, Considered};
 pub use error::LoadError;
-pub use interface::{Attached, XdpState};
+pub use interface::XdpState;
 pub use links::{Placed, pinned as pinned_links};
 pub use offsets::{OffsetsError, kernel_offsets};
 pub use options::{Interfaces, LoadOptions, MapSizes, XdpMode};
 pub use pins::Pins;
+pub use scope::Role;
 pub use unload::{UnloadOptions, Unloaded, unload};
 
-use interface::{EGRESS, INGRESS, PU_EGRESS, PU_INGRESS, TAP_INGRESS, causes, pin_name, split_pin_name};
+use interface::{TAP_INGRESS, causes};
 use links::Place;
 
 /// Every program of the object.
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 15] = [
     "xdp_shield",
     "tc_ingress",
     "tc_egress",
     "tc_pu_ingress",
     "tc_pu_egress",
+    "tc_port_ingress",
+    "tc_port_egress",
+    "tc_stack_egress",
     "tap_inject",
     "sock_create",
     "sock_ops",
@@ -81,6 +88,7 @@ pub struct Kernel {
     xdp: XdpMode,
     clsact: bool,
     attached: BTreeMap<u32, Attached>,
+    apart: BTreeMap<u32, Apart>,
     tap: Option<u32>,
     kept: Vec<KeptSize>,
     /// Keeps other agents off while this one lives.
@@ -112,6 +120,7 @@ impl Kernel {
             xdp: options.xdp,
             clsact: options.clsact || !has_tcx(),
             attached: BTreeMap::new(),
+            apart: BTreeMap::new(),
             tap: None,
             kept,
             _lock: lock,
@@ -128,78 +137,9 @@ impl Kernel {
         &self.pins
     }
 
-    /// The interfaces the enforcer is at.
-    pub fn interfaces(&self) -> impl Iterator<Item = &Attached> {
-        self.attached.values()
-    }
-
     /// Maps that keep another size than wanted.
     pub fn kept_sizes(&self) -> &[KeptSize] {
         &self.kept
-    }
-
-    /// Attaches to an interface; `None` if it is the TAP or not among the interfaces to enforce on. Repeating is harmless.
-    ///
-    /// # Errors
-    /// [`LoadError::NoInterface`], or what the kernel refused.
-    pub fn attach_interface(&mut self, name: &str) -> Result<Option<&Attached>, LoadError> {
-        let interface = link_net::by_name(name)
-            .map_err(LoadError::Interfaces)?
-            .ok_or_else(|| LoadError::NoInterface(name.to_owned()))?;
-        if self.is_tap(&interface) || !self.wanted.contains(name) {
-            return Ok(None);
-        }
-        let index = interface.index;
-        self.attach(interface)?;
-        Ok(self.attached.get(&index))
-    }
-
-    /// Detaches from an interface, gone or not; whether the enforcer was there.
-    ///
-    /// # Errors
-    /// If a pin cannot be removed.
-    pub fn detach_interface(&mut self, index: u32) -> Result<bool, LoadError> {
-        let Some(attached) = self.attached.remove(&index) else { return Ok(false) };
-        for chain in [&PU_INGRESS, &INGRESS, &EGRESS, &PU_EGRESS] {
-            self.displace_tc(chain, index, &attached.interface.name)?;
-        }
-        for program in ["xdp_native", "xdp_generic"] {
-            links::remove(&self.pins.links.join(pin_name(program, index)))?;
-        }
-        Ok(true)
-    }
-
-    /// Attaches to an interface that is a PU's own, whether or not it is among the interfaces to enforce on.
-    ///
-    /// # Errors
-    /// [`LoadError::NoInterface`], or what the kernel refused.
-    pub fn attach_pu_interface(&mut self, index: u32) -> Result<(), LoadError> {
-        let interface = link_net::by_index(index)
-            .map_err(LoadError::Interfaces)?
-            .ok_or_else(|| LoadError::NoInterface(format!("with index {index}")))?;
-        self.attach(interface.clone())?;
-        self.place_tc(&PU_INGRESS, &interface)?;
-        self.place_tc(&PU_EGRESS, &interface)?;
-        if let Some(attached) = self.attached.get_mut(&index) {
-            attached.pu = true;
-        }
-        Ok(())
-    }
-
-    /// Makes an interface an ordinary one again, or detaches from it if it is not among those to enforce on.
-    ///
-    /// # Errors
-    /// If a pin cannot be removed.
-    pub fn detach_pu_interface(&mut self, index: u32) -> Result<(), LoadError> {
-        let Some(attached) = self.attached.get_mut(&index) else { return Ok(()) };
-        attached.pu = false;
-        let name = attached.interface.name.clone();
-        if !self.wanted.contains(&name) {
-            return self.detach_interface(index).map(drop);
-        }
-        self.displace_tc(&PU_INGRESS, index, &name)?;
-        self.displace_tc(&PU_EGRESS, index, &name)?;
-        Ok(())
     }
 
     /// Attaches the program that takes frames from the TAP, and nothing else there.
@@ -213,71 +153,6 @@ impl Kernel {
             .map_err(LoadError::Interfaces)?
             .ok_or_else(|| LoadError::NoInterface(tap.name().to_owned()))?;
         self.place_tc(&TAP_INGRESS, &interface).map(drop)
-    }
-
-    fn attach(&mut self, interface: Interface) -> Result<(), LoadError> {
-        let ingress = self.place_tc(&INGRESS, &interface)?;
-        let egress = self.place_tc(&EGRESS, &interface)?;
-        let xdp = self.place_xdp(&interface)?;
-        let placed = if ingress == egress { ingress } else { Placed::Attached };
-        let pu = self.attached.get(&interface.index).is_some_and(|former| former.pu);
-        self.attached.insert(interface.index, Attached { interface, pu, xdp, placed });
-        Ok(())
-    }
-
-    fn attach_interfaces(&mut self) -> Result<(), LoadError> {
-        let present = link_net::list().map_err(LoadError::Interfaces)?;
-        if let Interfaces::Named(names) = &self.wanted {
-            let missing = names.iter().find(|name| !present.iter().any(|interface| interface.name == **name));
-            if let Some(name) = missing {
-                return Err(LoadError::NoInterface(name.clone()));
-            }
-        }
-        self.remove_dead_links()?;
-        for interface in present {
-            if !self.wanted.contains(&interface.name) || self.is_tap(&interface) {
-                continue;
-            }
-            let index = interface.index;
-            match self.attach(interface) {
-                // It went away meanwhile.
-                Err(_) if link_net::by_index(index).is_ok_and(|found| found.is_none()) => {}
-                other => other?,
-            }
-        }
-        self.remove_unwanted_links()
-    }
-
-    /// A TAP of a former agent is known by the program at it.
-    fn is_tap(&self, interface: &Interface) -> bool {
-        self.tap == Some(interface.index)
-            || self.pins.links.join(pin_name(TAP_INGRESS.program, interface.index)).exists()
-    }
-
-    /// Removes the pins of links whose interface is gone, before its index is given to another.
-    fn remove_dead_links(&self) -> Result<(), LoadError> {
-        for (name, link) in links::pinned(&self.pins.links)? {
-            if link.target == 0 && link.kind != sys::LINK_RAW_TRACEPOINT {
-                links::remove(&self.pins.links.join(name))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes what a former agent attached to interfaces that this one is not to enforce on. A PU's own interface is left
-    /// to the agent, which knows whether the PU still exists.
-    fn remove_unwanted_links(&self) -> Result<(), LoadError> {
-        for (name, _) in links::pinned(&self.pins.links)? {
-            let Some((program, index)) = split_pin_name(&name) else { continue };
-            let known = self.attached.contains_key(&index);
-            let other = program == TAP_INGRESS.program
-                || self.pins.links.join(pin_name(PU_INGRESS.program, index)).exists()
-                || self.pins.links.join(pin_name(PU_EGRESS.program, index)).exists();
-            if !known && !other {
-                links::remove(&self.pins.links.join(name))?;
-            }
-        }
-        Ok(())
     }
 
     fn attach_cgroup(&mut self, cgroup: &File, path: &Path) -> Result<(), LoadError> {

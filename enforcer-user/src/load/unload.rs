@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::interface::{EGRESS, INGRESS, PU_EGRESS, PU_INGRESS, TAP_INGRESS};
+use super::interface::{CHAINS, TAP_INGRESS};
 use super::{LoadError, Pins, clsact, links, pins};
 use crate::link_net::sysctl;
 use crate::tap::Tap;
@@ -51,8 +51,9 @@ pub fn unload(options: &UnloadOptions) -> Result<Unloaded, LoadError> {
         pins::require_bpffs(&pins.root)?;
         let _lock = pins.lock()?;
         unloaded.links = remove_files(&pins.links, |pin| links::remove(pin).map(drop))?;
-        let filters = [PU_INGRESS, INGRESS, EGRESS, PU_EGRESS, TAP_INGRESS];
-        clsact::remove_all(&pins.clsact, &filters.map(|chain| (chain.direction, chain.priority)))?;
+        let filters: Vec<_> =
+            CHAINS.into_iter().chain([&TAP_INGRESS]).map(|chain| (chain.direction, chain.priority)).collect();
+        clsact::remove_all(&pins.clsact, &filters)?;
         sysctl::restore_loopback(&pins.settings)?;
         // A device of that name that is not ours must not keep the rest.
         let tap = Tap::remove(&options.tap);

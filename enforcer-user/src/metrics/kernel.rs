@@ -42,6 +42,8 @@ pub struct KernelSnapshot {
     pub observed: Vec<String>,
     /// Flow records, if any are written.
     pub records: Option<RecordCounts>,
+    /// Interfaces in each of [`INTERFACE_STATES`].
+    pub interfaces: [u64; INTERFACE_STATES.len()],
 }
 
 /// What became of flow records.
@@ -52,6 +54,9 @@ pub struct RecordCounts {
     /// Records lost, by cause.
     pub dropped: Vec<(&'static str, u64)>,
 }
+
+/// What an interface can be, as `enforcer status` names it.
+pub const INTERFACE_STATES: [&str; 4] = ["enforced", "port", "left", "failed"];
 
 /// How full a map is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -168,6 +173,12 @@ fn kernel_families(snapshot: &KernelSnapshot) -> Vec<MetricFamily> {
         family(MetricType::GAUGE, "enforcer_observe_mode", "Namespaces in which nothing is enforced.", observed),
         single(MetricType::COUNTER, "enforcer_records_written_total", "Flow records written.", records.written),
         family(MetricType::COUNTER, "enforcer_records_dropped_total", "Flow records lost, by cause.", dropped),
+        family(
+            MetricType::GAUGE,
+            "enforcer_interfaces",
+            "Interfaces by state: enforced, port (of an enforced one), left, failed (to be enforced, but not attached).",
+            INTERFACE_STATES.into_iter().zip(snapshot.interfaces).map(|(state, count)| (vec![("state", state)], count)),
+        ),
     ];
     // A family without a metric is an error to the encoder.
     all.retain(|family| !family.get_metric().is_empty());

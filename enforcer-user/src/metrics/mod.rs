@@ -11,7 +11,7 @@ use common::drop_reason::Reason;
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, Opts, Registry, TextEncoder};
 
 pub use http::{MetricsError, MetricsServer};
-pub use kernel::{KernelSnapshot, KernelStats, MapFill, RecordCounts, loss_names};
+pub use kernel::{INTERFACE_STATES, KernelSnapshot, KernelStats, MapFill, RecordCounts, loss_names};
 
 /// Every metric of the agent.
 pub struct Metrics {

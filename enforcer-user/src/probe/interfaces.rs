@@ -3,36 +3,66 @@
 use std::{ffi::CStr, io, os::fd::AsRawFd};
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use nix::{
-    net::if_::if_nameindex,
-    sys::socket::{AddressFamily, SockFlag, SockType, socket},
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::{Check, bpf::root_cause};
-use crate::config::{AUTO, Config, Xdp};
+use crate::{
+    config::{AUTO, Config, Xdp},
+    link_net::{self, Interface},
+};
 
 pub(super) fn checks(config: &Config) -> Vec<Check> {
-    let present = match if_nameindex() {
-        Ok(list) => list.iter().filter_map(|entry| Some(entry.name().to_str().ok()?.to_owned())).collect(),
+    let present = match link_net::list() {
+        Ok(present) => present,
         Err(error) => {
             return vec![Check::unknown("interfaces", format!("cannot list them: {error}"), "run as root")];
         }
     };
-    let present: Vec<String> = present;
     let datapath = &config.datapath;
-    let wanted: Vec<&String> = if datapath.interfaces.iter().any(|name| name == AUTO) {
-        present.iter().filter(|name| **name != datapath.tap).collect()
-    } else {
-        datapath.interfaces.iter().collect()
-    };
-    wanted.into_iter().map(|name| interface(name, &present, datapath.xdp)).collect()
+    if datapath.interfaces.iter().any(|name| name == AUTO) {
+        let present_names = present.iter().filter(|interface| interface.name != datapath.tap);
+        return present_names.map(|found| interface(&found.name, &present, true, datapath.xdp)).collect();
+    }
+    let named = datapath.interfaces.iter().map(|name| interface(name, &present, false, datapath.xdp));
+    let above = present.iter().filter_map(|upper| unnamed_above(upper, &present, &datapath.interfaces));
+    named.chain(above).collect()
 }
 
-fn interface(name: &str, present: &[String], xdp: Xdp) -> Check {
+/// An interface on top of a named one that is not named itself: what passes it is judged nowhere.
+fn unnamed_above(upper: &Interface, present: &[Interface], named: &[String]) -> Option<Check> {
+    let lower = present.iter().find(|other| Some(other.index) == upper.lower && named.contains(&other.name))?;
+    let by_itself = ["vlan", "macvlan", "macvtap"].iter().any(|kind| upper.is_a(kind));
+    if named.contains(&upper.name) || !by_itself {
+        return None;
+    }
+    Some(Check::limited(
+        &format!("interface {}", upper.name),
+        format!("{} on {}, not among `datapath.interfaces`", upper.kind.name(), lower.name),
+        "its packets are not enforced, nor are they at the interface below",
+        &format!("add {:?} to `datapath.interfaces`, or write [\"auto\"]", upper.name),
+    ))
+}
+
+/// A port, whose packets are judged at its master.
+fn port(title: &str, port: &Interface, present: &[Interface], auto: bool) -> Option<Check> {
+    let master = port.port_of()?;
+    let name = present.iter().find(|other| other.index == master.index).map_or("its master", |found| &found.name);
+    let found = format!("port of {} {name}", master.kind);
+    if auto {
+        return Some(Check::ok(title, format!("{found}, where its packets are judged; only PUs of its own here")));
+    }
+    let cost = "the enforcer does not start: packets would be judged twice, or not at all";
+    Some(Check::missing(title, found, cost, &format!("name {name} in `datapath.interfaces` instead")))
+}
+
+fn interface(name: &str, present: &[Interface], auto: bool, xdp: Xdp) -> Check {
     let title = format!("interface {name}");
-    if !present.iter().any(|other| other == name) {
+    let Some(found) = present.iter().find(|other| other.name == name) else {
         let cost = "its traffic is not enforced until it comes";
         return Check::limited(&title, "does not exist", cost, "correct `datapath.interfaces`");
+    };
+    if let Some(check) = port(&title, found, present, auto) {
+        return check;
     }
     let driver = driver(name);
     let kind = match &driver {
@@ -103,7 +133,17 @@ fn strangers(interface: &str) -> Result<Vec<String>, aya::programs::ProgramError
 }
 
 /// Names of the enforcer's own TC programs, as the kernel keeps them.
-const OWN: &[&str] = &["tc_ingress", "tc_egress", "tc_pu_ingress", "tc_pu_egress", "tap_inject"];
+/// The kernel cuts names at fifteen bytes.
+const OWN: &[&str] = &[
+    "tc_ingress",
+    "tc_egress",
+    "tc_pu_ingress",
+    "tc_pu_egress",
+    "tc_port_ingress",
+    "tc_port_egress",
+    "tc_stack_egress",
+    "tap_inject",
+];
 
 struct Driver {
     name: String,
@@ -162,6 +202,10 @@ fn text(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        link_net::{Kind, Master},
+        probe::State,
+    };
 
     #[test]
     fn the_kernels_structure_has_its_size() {
@@ -170,8 +214,34 @@ mod tests {
 
     #[test]
     fn a_missing_interface_is_named() {
-        let check = interface("nosuch0", &["lo".into()], Xdp::Auto);
-        assert_eq!((check.state, check.found.as_str()), (super::super::State::Limited, "does not exist"));
+        let check = interface("nosuch0", &[], true, Xdp::Auto);
+        assert_eq!((check.state, check.found.as_str()), (State::Limited, "does not exist"));
+    }
+
+    fn made(index: u32, name: &str, kind: &str) -> Interface {
+        let kind = Kind::Virtual(kind.into());
+        Interface { index, name: name.into(), kind, mtu: 1500, address: [0; 6], up: true, master: None, lower: None }
+    }
+
+    #[test]
+    fn a_port_is_fine_unless_named() {
+        let master = Some(Master { index: 2, kind: "bridge".into() });
+        let present = [made(2, "br9", "bridge"), Interface { master, ..made(3, "p9", "veth") }];
+        let auto = interface("p9", &present, true, Xdp::Auto);
+        assert_eq!(auto.state, State::Ok);
+        assert!(auto.found.starts_with("port of bridge br9, where"), "{}", auto.found);
+        let named = interface("p9", &present, false, Xdp::Auto);
+        assert_eq!((named.state, named.remedy.as_str()), (State::Missing, "name br9 in `datapath.interfaces` instead"));
+    }
+
+    #[test]
+    fn what_lies_on_a_named_interface_must_be_named_too() {
+        let vlan = Interface { lower: Some(2), ..made(3, "e.7", "vlan") };
+        let present = [made(2, "e", "veth"), vlan.clone()];
+        let check = unnamed_above(&vlan, &present, &["e".into()]).unwrap();
+        assert_eq!((check.state, check.found.as_str()), (State::Limited, "vlan on e, not among `datapath.interfaces`"));
+        assert!(unnamed_above(&vlan, &present, &["e".into(), "e.7".into()]).is_none());
+        assert!(unnamed_above(&vlan, &present, &["e.7".into()]).is_none());
     }
 
     #[test]
