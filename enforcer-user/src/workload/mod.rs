@@ -22,7 +22,9 @@
 //! keys; log and count what it refused.
 
 pub mod adopt;
+pub mod object;
 pub mod tags;
+pub mod units;
 
 use std::{
     sync::{Arc, Condvar, Mutex, PoisonError},

@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use carry::glob;
 pub use carry::{CARRY_DEFAULT, Carried, Carry, CarryError, TooLarge};
 
 use crate::identity::Tags;

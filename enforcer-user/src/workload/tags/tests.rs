@@ -1,9 +1,6 @@
 use proptest::prelude::*;
 
-use super::{
-    carry::{glob, tag_len},
-    *,
-};
+use super::{carry::tag_len, *};
 
 fn tags(of: &[(&str, &str)]) -> Tags {
     let mut tags = Tags::new();
