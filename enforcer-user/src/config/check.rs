@@ -11,6 +11,7 @@ pub(super) fn check(config: &Config) -> Result<(), Problem> {
     names(config)?;
     identity(config)?;
     config.tags.check()?;
+    super::workload::check(&config.workload, &config.host)?;
     datapath(config)?;
     records(config)?;
     endpoints(config)

@@ -63,20 +63,21 @@ pub(crate) fn plain(error: &std::io::Error) -> String {
     text.split(" (os error").next().unwrap_or_default().to_lowercase()
 }
 
-/// Where the value of `key` stands; `None` if the file leaves it to its default.
+/// Where the value of `key` stands; `None` if the file leaves it to its default. Entries of an array are named by number.
 fn span(source: &str, key: &str) -> Option<Range<usize>> {
     let document = DeTable::parse(source).ok()?;
-    let mut parts = key.split('.').peekable();
-    let mut table = document.get_ref();
-    while let Some(part) = parts.next() {
-        let value = table.get(part)?;
-        if parts.peek().is_none() {
-            return Some(value.span());
-        }
-        let DeValue::Table(inner) = value.get_ref() else { return None };
-        table = inner;
+    let mut parts = key.split('.');
+    let mut value = document.get_ref().get(parts.next()?)?;
+    for part in parts {
+        let inner = match value.get_ref() {
+            DeValue::Table(table) => table.get(part),
+            DeValue::Array(array) => part.parse().ok().and_then(|number: usize| array.get(number)),
+            _ => None,
+        };
+        let Some(inner) = inner else { return Some(value.span()) };
+        value = inner;
     }
-    None
+    Some(value.span())
 }
 
 fn place(source: &str, offset: usize) -> (usize, usize) {

@@ -7,6 +7,7 @@ mod error;
 mod policy_text;
 mod records;
 mod tags;
+pub mod workload;
 
 use std::{
     net::SocketAddr,
@@ -22,6 +23,7 @@ pub(crate) use error::plain as error_text;
 pub use policy_text::{PolicyReadError, PolicyText};
 pub use records::{Observe, Records, rotated};
 pub use tags::Tags;
+pub use workload::{Host, Workload};
 
 /// Where the agent looks without `--config`.
 pub const DEFAULT_FILE: &str = "/etc/enforcer/enforcer.toml";
@@ -42,6 +44,10 @@ pub struct Config {
     pub policy: Policy,
     /// Which tags travel.
     pub tags: Tags,
+    /// What becomes a PU by itself.
+    pub workload: Vec<Workload>,
+    /// This host.
+    pub host: Host,
     /// What the kernel programs do and how large their maps are.
     pub datapath: Datapath,
     /// Places in the file system.
@@ -212,6 +218,8 @@ impl Default for Config {
             identity: Identity::default(),
             policy: Policy::default(),
             tags: Tags::default(),
+            workload: Vec::new(),
+            host: Host::default(),
             datapath: Datapath::default(),
             paths: Paths::default(),
             metrics: Metrics::default(),

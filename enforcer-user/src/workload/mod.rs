@@ -22,6 +22,7 @@
 //! keys; log and count what it refused.
 
 pub mod adopt;
+pub mod exec_match;
 pub mod object;
 pub mod tags;
 pub mod units;

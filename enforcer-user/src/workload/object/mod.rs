@@ -19,6 +19,7 @@ mod process;
 use std::path::Path;
 
 pub use hash::{FileId, HashCache, sha256};
+pub(crate) use process::command_line;
 pub use process::{MainProcess, main_process, start_time};
 
 use super::{Extractor, KnownPu, TagSource, adopt, units};

@@ -91,7 +91,9 @@ impl CgroupMatch {
             Self::Path(pattern) => {
                 let (patterns, names) = (pattern.split('/'), below.split('/'));
                 patterns.clone().count() == names.clone().count()
-                    && patterns.zip(names).all(|(pattern, name)| pattern.is_empty() == name.is_empty() && within(pattern, name))
+                    && patterns
+                        .zip(names)
+                        .all(|(pattern, name)| pattern.is_empty() == name.is_empty() && within(pattern, name))
             }
         }
     }
