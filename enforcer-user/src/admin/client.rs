@@ -127,7 +127,7 @@ impl Client {
             return Ok(None);
         }
         match serde_json::from_slice(&line) {
-            Ok(Reply::Ok(response)) => Ok(Some(response)),
+            Ok(Reply::Ok(response)) => Ok(Some(*response)),
             Ok(Reply::Error(error)) => Err(error.into()),
             Err(error) => Err(ClientError::Foreign { socket: self.socket.clone(), error }),
         }

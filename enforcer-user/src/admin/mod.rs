@@ -5,9 +5,11 @@
 
 mod client;
 mod protocol;
+mod secret;
 mod server;
 pub mod view;
 
 pub use client::{Client, ClientError};
 pub use protocol::{AdminError, ErrorKind, PuTarget, Request, Response};
+pub use secret::Secret;
 pub use server::{Answer, BindError, Caller, FollowItem, Handler, Limits, Server};

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::Secret;
 use super::view::{ExplainView, FlowsView, PeerView, PolicyView, PuView, RecordView, StatusView};
 
 /// What a client may ask.
@@ -51,6 +52,9 @@ pub enum Request {
         namespace: Option<String>,
         /// `key=value`; a key may have several values.
         tags: BTreeSet<(String, String)>,
+        /// A user's token, whose claims become tags of the PU until it ends.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token: Option<Secret>,
     },
     /// Switch observe mode on or off.
     Observe {
@@ -164,6 +168,6 @@ impl AdminError {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Reply {
-    Ok(Response),
+    Ok(Box<Response>),
     Error(AdminError),
 }

@@ -257,7 +257,7 @@ impl Connection {
             let reply = match serde_json::from_slice(&line) {
                 Ok(Request::Follow) => return self.follow(handler.follow()).await,
                 Ok(request) => match handler.handle(caller, request).await {
-                    Ok(response) => Reply::Ok(response),
+                    Ok(response) => Reply::Ok(Box::new(response)),
                     Err(error) => Reply::Error(error),
                 },
                 Err(error) => Reply::Error(AdminError::new(ErrorKind::Invalid, format!("not a request: {error}"))),
@@ -302,7 +302,7 @@ impl Connection {
                     _ => return,
                 },
             };
-            if self.send(&Reply::Ok(response)).await.is_err() {
+            if self.send(&Reply::Ok(Box::new(response))).await.is_err() {
                 return;
             }
         }

@@ -32,6 +32,24 @@ pub struct StatusView {
     pub maps: Vec<MapView>,
     /// What was lost, by name.
     pub losses: BTreeMap<String, u64>,
+    /// How sources of facts fare.
+    #[serde(default)]
+    pub facts: Vec<FactView>,
+}
+
+/// A source of facts: the cloud, a feed, an issuer of user tokens, a plugin.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct FactView {
+    /// `cloud`, `feed`, `oidc` or `plugin`.
+    pub source: String,
+    /// Which one.
+    pub name: String,
+    /// What it gave last.
+    pub detail: String,
+    /// Seconds since it was last right; none if it never was.
+    pub age_s: Option<u64>,
+    /// Why it gives nothing now, or nothing new.
+    pub error: Option<String>,
 }
 
 /// An interface and what the enforcer does there.

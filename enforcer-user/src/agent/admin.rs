@@ -44,11 +44,15 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
             Ok(Response::Explained((&explained).into()))
         }
         Request::Forget { peer } => forget(shared, peer.as_deref()).map(Response::Forgotten),
-        Request::PuAdd { target, name, namespace, tags } => {
+        Request::PuAdd { target, name, namespace, tags, token } => {
             tracing::info!(uid = caller.uid, pid = ?caller.pid, "asked for a PU");
             let mut set = Tags::new();
             for (key, value) in tags {
                 set.entry(key).or_default().insert(value);
+            }
+            if let Some(token) = token {
+                let session = shared.facts.session(token.expose(), super::clock::now());
+                set.extend(session.map_err(|error| AdminError::new(ErrorKind::Denied, error.to_string()))?.tags);
             }
             let (id, name, cgroup) = pus::add(shared, pus::Wanted { target, name, namespace, tags: set })?;
             Ok(Response::PuAdded { id, name, cgroup })

@@ -34,6 +34,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     admin::Server,
     config::Config,
+    facts::Facts,
     flow_log::FlowLog,
     identity::Verifier,
     link_net,
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     tap: Tap,
     names: Arc<NameTable>,
     log: FlowLog,
+    facts: Facts,
     state: Mutex<State>,
     // Beside the state: signatures take long, and nobody shall wait for those of a flood.
     verifier: Mutex<Verifier>,
@@ -111,6 +113,7 @@ fn start_and_serve(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<()>
     let shared = start(config, ready)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let metrics = Arc::new(Metrics::new(Arc::new(admin::Stats(shared.clone())))?);
+    metrics.register(shared.facts.board().collector())?;
     let on_held = {
         let (shared, metrics) = (shared.clone(), metrics.clone());
         move |held: &common::event::Held| contact::decide(&shared, &metrics, held)
@@ -175,6 +178,7 @@ fn start(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<Arc<Shared>> 
     observe::announce(&state);
     let shared = Arc::new(Shared {
         log: FlowLog::new(names.clone()).with_recorder(recorder),
+        facts: Facts::new(&config)?,
         config,
         maps,
         tap,

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
+use crate::admin::Secret;
 use crate::config::{DEFAULT_FILE, DEFAULT_SOCKET};
 
 /// Identity-based zero-trust enforcement: the host agent and its command line.
@@ -43,6 +44,10 @@ pub(super) enum Command {
     /// ended, those that went to the background included. Exits with the command's code; 128+n if signal n killed it;
     /// 125 if the PU could not be made, 126 if the command cannot be run, 127 if it does not exist.
     Exec(ExecArgs),
+    /// Run the log-in shell of the user who called sudo, in a session of the token in ENFORCER_USER_TOKEN.
+    ///
+    /// For sudoers and profile.d: takes no arguments and gives no rights but the tags that the token proves. Exits as `exec` does.
+    Login,
     /// Make something that already runs a PU, or end that.
     Pu {
         #[command(subcommand)]
@@ -214,6 +219,13 @@ impl PuArgs {
 pub(super) struct ExecArgs {
     #[command(flatten)]
     pub pu: PuArgs,
+    /// A user's token (OIDC): its claims become @user tags until it ends. Anybody on this host can see it in the process
+    /// list: better use --as-user-file, or the variable ENFORCER_USER_TOKEN, which the command does not get to see.
+    #[arg(long, value_name = "TOKEN", conflicts_with = "as_user_file")]
+    pub as_user: Option<Secret>,
+    /// File with such a token.
+    #[arg(long, value_name = "FILE")]
+    pub as_user_file: Option<PathBuf>,
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,

@@ -47,6 +47,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         Command::CheckConfig { config } => check_config::run(&config.file, &mut out),
         Command::Ca { command } => ca::run(command, &mut out),
         Command::Exec(exec) => exec::run(&socket, exec),
+        Command::Login => exec::login(&socket),
         Command::Pu { command } => pu::run(&socket, command, &mut out),
         Command::Status => show::status(&socket, &mut out),
         Command::Pus => show::pus(&socket, &mut out),

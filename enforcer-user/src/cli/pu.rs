@@ -30,7 +30,7 @@ fn add(socket: &Path, pu: PuArgs, target: TargetArgs, out: &mut Output) -> Resul
         (None, None) => return Err(Failure::failed("give --cgroup PATH or --interface NAME")),
     };
     let tags = pu.tag_set();
-    let request = Request::PuAdd { target, name: pu.name, namespace: pu.namespace, tags };
+    let request = Request::PuAdd { target, name: pu.name, namespace: pu.namespace, tags, token: None };
     match Client::connect(socket)?.ask(&request)? {
         Response::PuAdded { id, name, .. } if out.is_json() => out.json(&json!({ "id": id, "name": name }))?,
         Response::PuAdded { id, name, .. } => out.line(format!("{id}  {name}"))?,

@@ -168,6 +168,17 @@ fn print_status(status: &StatusView, out: &mut Output) -> Result<(), Failure> {
     if let Some(error) = &policy.error {
         out.line(format!("          not in force: {}", printable(error)))?;
     }
+    for fact in &status.facts {
+        let age = fact.age_s.and_then(|age| i64::try_from(age).ok()).map(text::seconds);
+        let state = match age {
+            Some(age) => format!("{}, {age} ago", printable(&fact.detail)),
+            None => "nothing yet".into(),
+        };
+        out.line(format!("facts     {} {}: {state}", fact.source, printable(&fact.name)))?;
+        if let Some(error) = &fact.error {
+            out.line(format!("          {}", printable(error)))?;
+        }
+    }
     out.line("")?;
     let mut table = Table::new(["INTERFACE", "STATE", "TC", "XDP", "WHY"]);
     for interface in &status.interfaces {

@@ -5,13 +5,17 @@ use std::{collections::BTreeSet, net::SocketAddr, path::Path, time::Duration};
 use super::{AUTO, Config};
 
 /// The key and what is wrong with its value.
-type Problem = (String, String);
+pub(super) type Problem = (String, String);
 
 pub(super) fn check(config: &Config) -> Result<(), Problem> {
     names(config)?;
     identity(config)?;
     config.tags.check()?;
     super::workload::check(&config.workload, &config.host)?;
+    config.cloud.check()?;
+    config.oidc.check()?;
+    super::plugin::check(&config.plugin)?;
+    config.feed.check()?;
     datapath(config)?;
     records(config)?;
     endpoints(config)
@@ -151,16 +155,16 @@ fn page_size() -> u64 {
         .unwrap_or(4096)
 }
 
-fn not_empty(key: &str, path: &Path) -> Result<(), Problem> {
+pub(super) fn not_empty(key: &str, path: &Path) -> Result<(), Problem> {
     ensure(!path.as_os_str().is_empty(), key, || "must not be empty".into())
 }
 
-fn between(key: &str, value: Duration, min: Duration, max: Duration) -> Result<(), Problem> {
+pub(super) fn between(key: &str, value: Duration, min: Duration, max: Duration) -> Result<(), Problem> {
     ensure((min..=max).contains(&value), key, || {
         format!("must be between {} and {}", humantime::format_duration(min), humantime::format_duration(max))
     })
 }
 
-fn ensure(holds: bool, key: &str, problem: impl FnOnce() -> String) -> Result<(), Problem> {
+pub(super) fn ensure(holds: bool, key: &str, problem: impl FnOnce() -> String) -> Result<(), Problem> {
     if holds { Ok(()) } else { Err((key.into(), problem())) }
 }

@@ -3,7 +3,11 @@
 //! `docs/configuration.md` describes the same keys; a test keeps the two together.
 
 mod check;
+mod cloud;
 mod error;
+mod feed;
+mod oidc;
+mod plugin;
 mod policy_text;
 mod records;
 mod tags;
@@ -18,8 +22,12 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use cloud::{Cloud, Provider};
 pub use error::ConfigError;
 pub(crate) use error::plain as error_text;
+pub use feed::Feed;
+pub use oidc::Oidc;
+pub use plugin::Plugin;
 pub use policy_text::{PolicyReadError, PolicyText};
 pub use records::{Observe, Records, rotated};
 pub use tags::Tags;
@@ -48,6 +56,14 @@ pub struct Config {
     pub workload: Vec<Workload>,
     /// This host.
     pub host: Host,
+    /// Whether the cloud is asked what this host is.
+    pub cloud: Cloud,
+    /// Whose user tokens are believed.
+    pub oidc: Oidc,
+    /// Executables that know more about a PU.
+    pub plugin: Vec<Plugin>,
+    /// What is known of images and binaries to be vulnerable or hostile.
+    pub feed: Feed,
     /// What the kernel programs do and how large their maps are.
     pub datapath: Datapath,
     /// Places in the file system.
@@ -220,6 +236,10 @@ impl Default for Config {
             tags: Tags::default(),
             workload: Vec::new(),
             host: Host::default(),
+            cloud: Cloud::default(),
+            oidc: Oidc::default(),
+            plugin: Vec::new(),
+            feed: Feed::default(),
             datapath: Datapath::default(),
             paths: Paths::default(),
             metrics: Metrics::default(),
@@ -372,6 +392,9 @@ impl Config {
         if self.records.is_file() {
             self.records.file = base.join(&self.records.file);
         }
+        self.cloud.resolve(base);
+        self.oidc.resolve(base);
+        self.feed.resolve(base);
         for path in fixed.into_iter().chain(paths).chain(&mut self.policy.paths).chain(&mut self.paths.cgroup) {
             *path = base.join(&*path);
         }

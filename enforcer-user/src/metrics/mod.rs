@@ -77,6 +77,14 @@ impl Metrics {
         Ok(metrics)
     }
 
+    /// Shows what another part of the agent counts.
+    ///
+    /// # Errors
+    /// If a metric of this name is there already.
+    pub fn register(&self, collector: Box<dyn prometheus::core::Collector>) -> prometheus::Result<()> {
+        self.registry.register(collector)
+    }
+
     /// The agent decided a held frame.
     pub fn handshake(&self, kind: HandshakeKind, result: Reason) {
         self.handshakes.with_label_values(&[kind.name(), result.name()]).inc();

@@ -5,25 +5,40 @@
 //! is empty: processes that went to the background stay enforced, and nothing is killed. Should this process be killed,
 //! the agent finds the empty cgroup itself.
 
+mod login;
 mod process;
+mod token;
 
 use std::{path::Path, process::ExitCode};
 
 use super::{Failure, args::ExecArgs};
 use crate::admin::{Client, PuTarget, Request, Response};
 
+use process::Program;
+
+pub(super) use login::run as login;
+
 /// The PU could not be made, as with `env` and `timeout`.
 const NOT_STARTED: u8 = 125;
 
 pub(super) fn run(socket: &Path, args: ExecArgs) -> Result<ExitCode, Failure> {
     let tags = args.pu.tag_set();
-    let request = Request::PuAdd { target: PuTarget::Command, name: args.pu.name, namespace: args.pu.namespace, tags };
-    let added = Client::connect(socket).and_then(|mut client| client.ask(&request));
+    let token = token::of(args.as_user, args.as_user_file.as_deref())?;
+    let (name, namespace) = (args.pu.name, args.pu.namespace);
+    let request = Request::PuAdd { target: PuTarget::Command, name, namespace, tags, token };
+    let mut program = Program::new(&args.command);
+    program.command.env_remove(token::VARIABLE);
+    in_pu(socket, &request, program)
+}
+
+/// Runs the program in the PU that this request makes.
+fn in_pu(socket: &Path, request: &Request, program: Program) -> Result<ExitCode, Failure> {
+    let added = Client::connect(socket).and_then(|mut client| client.ask(request));
     let (id, cgroup) = match added.map_err(|error| Failure::from(error).with_code(NOT_STARTED))? {
         Response::PuAdded { id, cgroup: Some(cgroup), .. } => (id, cgroup),
         other => return Err(super::show::unexpected(&other).with_code(NOT_STARTED)),
     };
-    let ended = process::run(&args.command, &cgroup);
+    let ended = process::run(program, &cgroup);
     release(socket, &id, &cgroup);
     match ended {
         Ok(code) => Ok(ExitCode::from(code)),

@@ -15,7 +15,7 @@ use nix::{
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::Pid,
+    unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid},
 };
 
 use crate::config::error_text;
@@ -31,6 +31,35 @@ const FORWARDED: &[Signal] = &[
     Signal::SIGALRM,
     Signal::SIGWINCH,
 ];
+
+/// What is to be run.
+pub(super) struct Program {
+    name: OsString,
+    /// The command; without a name it cannot be run.
+    pub command: Command,
+    /// Whom it runs as, if not as whoever runs this.
+    pub owner: Option<Owner>,
+}
+
+impl Program {
+    /// A command and its arguments.
+    pub fn new(line: &[OsString]) -> Self {
+        let name = line.first().cloned().unwrap_or_default();
+        let mut command = Command::new(&name);
+        command.args(line.iter().skip(1));
+        Self { name, command, owner: None }
+    }
+}
+
+/// A user of this host.
+pub(super) struct Owner {
+    /// User id.
+    pub uid: Uid,
+    /// Primary group.
+    pub gid: Gid,
+    /// All groups.
+    pub groups: Vec<Gid>,
+}
 
 /// Why the command did not run.
 #[derive(Debug, thiserror::Error)]
@@ -57,11 +86,11 @@ impl ProcessError {
 /// Runs the command in the cgroup until it ends; its exit code, or 128+n if signal n killed it.
 ///
 /// Must be called from the only thread of the process: another one would catch the signals meant for the command.
-pub(super) fn run(command: &[OsString], cgroup: &Path) -> Result<u8, ProcessError> {
+pub(super) fn run(program: Program, cgroup: &Path) -> Result<u8, ProcessError> {
     let cgroup_error = |error| ProcessError::Cgroup { cgroup: cgroup.into(), error };
     let procs = OpenOptions::new().write(true).open(cgroup.join("cgroup.procs")).map_err(cgroup_error)?;
     let (signals, before) = take_signals().map_err(ProcessError::Wait)?;
-    let ended = spawn(command, &procs, before, cgroup_error).and_then(|child| wait(&child, &signals));
+    let ended = spawn(program, &procs, before, cgroup_error).and_then(|child| wait(&child, &signals));
     // So that the next Ctrl-C ends this process again while it cleans up.
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
     ended
@@ -80,21 +109,20 @@ fn take_signals() -> io::Result<(SignalFd, SigSet)> {
 }
 
 fn spawn(
-    command: &[OsString],
+    program: Program,
     procs: &File,
     mask: SigSet,
     cgroup_error: impl Fn(io::Error) -> ProcessError,
 ) -> Result<Child, ProcessError> {
-    let Some((program, arguments)) = command.split_first() else {
+    let Program { name, command: mut builder, owner } = program;
+    if name.is_empty() {
         let error = io::Error::new(io::ErrorKind::NotFound, "no command given");
-        return Err(ProcessError::Execute { command: OsString::new(), error });
-    };
+        return Err(ProcessError::Execute { command: name, error });
+    }
     let (mut joined, join) = io::pipe().map_err(&cgroup_error)?;
-    let mut builder = Command::new(program);
-    builder.args(arguments);
-    // SAFETY: between fork and exec the closure only calls write(2) and sigprocmask(2), which are async-signal-safe, on
-    // descriptors that outlive the spawn; it allocates nothing.
-    unsafe { builder.pre_exec(enter(procs.as_raw_fd(), mask, join)) };
+    // SAFETY: between fork and exec the closure only makes system calls, which are async-signal-safe, on descriptors that
+    // outlive the spawn; it allocates nothing.
+    unsafe { builder.pre_exec(enter(procs.as_raw_fd(), mask, join, owner)) };
     let spawned = builder.spawn();
     // Drops the closure with this process's copy of the pipe's writing end: the read below ends when the child's is gone.
     drop(builder);
@@ -102,20 +130,25 @@ fn spawn(
         let mut byte = [0];
         // The child says when it has entered the cgroup: an error after that is the command's.
         match joined.read(&mut byte) {
-            Ok(1) => ProcessError::Execute { command: program.clone(), error },
+            Ok(1) => ProcessError::Execute { command: name, error },
             _ => cgroup_error(error),
         }
     })
 }
 
 /// What the child does before it becomes the command.
-fn enter(procs: i32, mask: SigSet, mut joined: PipeWriter) -> impl FnMut() -> io::Result<()> {
+fn enter(procs: i32, mask: SigSet, mut joined: PipeWriter, owner: Option<Owner>) -> impl FnMut() -> io::Result<()> {
     move || {
         // SAFETY: the descriptor is open for the parent's whole spawn, and the buffer is static. "0" means the writer.
         if unsafe { libc::write(procs, b"0\n".as_ptr().cast(), 2) } != 2 {
             return Err(io::Error::last_os_error());
         }
         joined.write_all(&[1])?;
+        if let Some(owner) = &owner {
+            setgroups(&owner.groups)?;
+            setresgid(owner.gid, owner.gid, owner.gid)?;
+            setresuid(owner.uid, owner.uid, owner.uid)?;
+        }
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
         Ok(())
     }
