@@ -9,6 +9,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 
 #[derive(Args)]
 pub(crate) struct Shuffle {
@@ -22,6 +24,9 @@ pub(crate) struct Shuffle {
     #[arg(long, default_value_t = 50)]
     delay: u64,
 }
+
+/// Bytes of packets that may wait for this process.
+const BUFFER: usize = 64 << 20;
 
 /// When, in which order, through which side, which frame.
 type Queued = Reverse<(Instant, u64, usize, Vec<u8>)>;
@@ -89,7 +94,10 @@ fn is_ip(frame: &[u8]) -> bool {
 
 fn packet_socket(interface: &str) -> Result<OwnedFd> {
     let index = nix::net::if_::if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
-    super::raw::bound_to_link(index).with_context(|| format!("cannot take the packets of {interface}"))
+    let socket = super::raw::bound_to_link(index).with_context(|| format!("cannot take the packets of {interface}"))?;
+    // A burst of credentials fills the default several times over, and a stretch that loses packets is another test's.
+    setsockopt(&socket, RcvBufForce, &BUFFER).context("no room for bursts; it takes root")?;
+    Ok(socket)
 }
 
 /// A frame that came from outside, or `None` if there is none now.
