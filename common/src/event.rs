@@ -11,8 +11,6 @@ pub const HELD_HELLO: u32 = 1;
 pub const HELD_HELLO_REPLY: u32 = 2;
 /// An authenticated packet whose pair of identities has not been judged yet; handed back unchanged once it is.
 pub const HELD_JUDGE: u32 = 3;
-/// A SYN of a local PU toward an external network that has not been judged yet for this PU.
-pub const HELD_JUDGE_EXTERNAL: u32 = 4;
 
 /// Record of the ring `HANDSHAKES`: a frame taken out of the kernel's path.
 #[repr(C)]

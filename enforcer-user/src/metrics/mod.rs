@@ -30,8 +30,6 @@ pub enum HandshakeKind {
     HelloReply,
     /// A pair of identities met for the first time.
     Judge,
-    /// A PU met an external network for the first time.
-    JudgeExternal,
 }
 
 impl HandshakeKind {
@@ -41,7 +39,6 @@ impl HandshakeKind {
             Self::Hello => "hello",
             Self::HelloReply => "hello_reply",
             Self::Judge => "judge",
-            Self::JudgeExternal => "judge_external",
         }
     }
 }
@@ -69,9 +66,7 @@ impl Metrics {
         registry.register(Box::new(first_contact.clone()))?;
         let metrics = Self { registry, handshakes, first_contact, stats };
         // So that a rate can be computed from the first event on.
-        for kind in
-            [HandshakeKind::Hello, HandshakeKind::HelloReply, HandshakeKind::Judge, HandshakeKind::JudgeExternal]
-        {
+        for kind in [HandshakeKind::Hello, HandshakeKind::HelloReply, HandshakeKind::Judge] {
             metrics.handshakes.with_label_values(&[kind.name(), Reason::Allowed.name()]).inc_by(0);
         }
         Ok(metrics)

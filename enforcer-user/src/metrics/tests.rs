@@ -78,7 +78,7 @@ fn an_unreadable_kernel_does_not_hide_the_rest() {
 #[test]
 fn promtool_finds_nothing_to_say() {
     let metrics = metrics(Kernel::default());
-    metrics.handshake(HandshakeKind::JudgeExternal, Reason::NoRule);
+    metrics.handshake(HandshakeKind::Judge, Reason::NoRule);
     let mut promtool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
