@@ -4,6 +4,7 @@
 
 mod place;
 
+use std::collections::BTreeMap;
 use std::mem::{offset_of, size_of};
 use std::path::Path;
 use std::process::Command;
@@ -100,18 +101,29 @@ fn the_loaded_maps_have_the_layouts_of_this_side() {
     isolated(|place| {
         let kernel = Kernel::open(&place.options()).unwrap();
         let pinned = place.map_ids();
-        let mut seen = vec!["HANDSHAKES", "TELEMETRY", "WORKLOADS"];
+        let mut seen = RINGS.to_vec();
+        let documented = documented();
         for (map, key, value) in expected() {
             let path = place.maps().join(map);
             let info = bpftool(&["map", "show", "pinned"], &path);
             for (what, shape) in [("bytes_key", &key), ("bytes_value", &value)] {
                 assert_eq!(info[what], size(shape), "{map}");
             }
-            for (what, shape) in [("key", key), ("value", value)] {
-                assert_eq!(described(&path, what), shape, "{what} of {map}");
+            let [key_type, value_type] = documented.get(map).unwrap_or_else(|| panic!("docs/maps.md lacks {map}"));
+            for (what, shape, documented) in [("key", key, key_type), ("value", value, value_type)] {
+                let (name, found) = described(&path, what);
+                assert_eq!(found, shape, "{what} of {map}");
+                // The prefix tree's key is of the library's making.
+                let ours = matches!(found, Shape::Struct { .. }) && !name.starts_with("Key_");
+                assert_eq!(*documented, ours.then_some(name), "docs/maps.md: {what} of {map}");
             }
             seen.push(map);
         }
+        for ring in RINGS {
+            assert!(documented.contains_key(ring), "docs/maps.md lacks {ring}");
+        }
+        let stale: Vec<_> = documented.keys().filter(|map| !pinned.contains_key(*map)).collect();
+        assert!(stale.is_empty(), "docs/maps.md names maps that are not pinned: {stale:?}");
         let forgotten: Vec<_> = pinned.keys().filter(|map| !seen.contains(&map.as_str())).collect();
         assert!(forgotten.is_empty(), "maps without a layout here: {forgotten:?}");
         assert_eq!(pinned.len(), seen.len());
@@ -125,6 +137,33 @@ fn the_loaded_maps_have_the_layouts_of_this_side() {
     });
 }
 
+/// Maps without key and value.
+const RINGS: [&str; 3] = ["HANDSHAKES", "TELEMETRY", "WORKLOADS"];
+
+/// What docs/maps.md says of each map: the names of our types among its key and its value.
+fn documented() -> BTreeMap<String, [Option<String>; 2]> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/maps.md");
+    let text = std::fs::read_to_string(path).expect("docs/maps.md");
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+    rows.map(|(map, rest)| {
+        let cell = rest.split(" | ").next().unwrap_or_default();
+        let (key, value) = cell.split_once(" → ").unwrap_or((cell, ""));
+        (map.to_owned(), [key, value].map(type_in))
+    })
+    .collect()
+}
+
+/// `Flow` in "`flow::Flow`"; functions and constants are no types.
+fn type_in(text: &str) -> Option<String> {
+    let name = text.strip_prefix('`')?.split_once('`')?.0.rsplit_once("::")?.1;
+    name.chars()
+        .nth(1)
+        .is_some_and(char::is_lowercase)
+        .then_some(name)
+        .filter(|name| name.starts_with(char::is_uppercase))
+        .map(str::to_owned)
+}
+
 fn size(shape: &Shape) -> usize {
     match shape {
         Shape::Integer { size } | Shape::Struct { size, .. } => *size,
@@ -132,14 +171,14 @@ fn size(shape: &Shape) -> usize {
     }
 }
 
-/// The map's own description of its key or value.
-fn described(map: &Path, what: &str) -> Shape {
+/// The map's own description of its key or value: the type's name and shape.
+fn described(map: &Path, what: &str) -> (String, Shape) {
     let dump = bpftool_at(&["btf", "dump", "map", "pinned"], map, &[what]);
     let types = dump["types"].as_array().expect("types");
     assert_eq!(types.len(), 1, "{dump}");
     let number = |value: &Value| value.as_u64().expect("a number") as usize;
     let found = &types[0];
-    match found["kind"].as_str() {
+    let shape = match found["kind"].as_str() {
         Some("INT") => Shape::Integer { size: number(&found["size"]) },
         Some("ARRAY") => Shape::Array { elements: number(&found["nr_elems"]), element: 1 },
         Some("STRUCT") => {
@@ -153,7 +192,8 @@ fn described(map: &Path, what: &str) -> Shape {
             Shape::Struct { size: number(&found["size"]), fields }
         }
         other => panic!("{what} of {} is a {other:?}", map.display()),
-    }
+    };
+    (found["name"].as_str().unwrap_or_default().to_owned(), shape)
 }
 
 fn bpftool(arguments: &[&str], path: &Path) -> Value {
