@@ -37,7 +37,7 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     loop {
         let _ = fs::write(path.join("cgroup.kill"), "1");
         match remove_tree(path) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return remove_v1(path),
             Err(error) if Instant::now() > deadline => {
                 bail!("cannot remove the cgroup {}: {error}", path.display())
             }
@@ -45,6 +45,22 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
             Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
     }
+}
+
+/// Container runtimes make the directories of their containers in every hierarchy of cgroup v1 too.
+fn remove_v1(path: &Path) -> Result<()> {
+    let below = path.strip_prefix(cgroup2_mount()?).context("a cgroup outside of its hierarchy")?;
+    let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
+    for line in mounts.lines() {
+        let fields: Vec<_> = line.split(' ').collect();
+        if let [_, mount, "cgroup", ..] = fields[..] {
+            let path = Path::new(mount).join(below);
+            if path.exists() {
+                remove_tree(&path).with_context(|| format!("cannot remove the cgroup {}", path.display()))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn remove_tree(path: &Path) -> std::io::Result<()> {

@@ -17,7 +17,9 @@
 
 mod bridge;
 mod cgroup;
+mod containerd;
 mod counters;
+mod docker;
 mod enforcer;
 mod guest;
 mod host;
@@ -33,7 +35,9 @@ mod traffic;
 mod workload;
 
 pub use cgroup::cgroup2_mount;
+pub use containerd::{Containerd, POD_IMAGE, cgroup_parent};
 pub use counters::Counters;
+pub use docker::{Container, Docker, IMAGE};
 pub use enforcer::{AGENT_TIMEOUT, Record, enforcer_binary, use_enforcer};
 pub use guest::Guest;
 pub use host::{Capture, Host};

@@ -39,6 +39,9 @@ const TOOLS: &[Tool] = &[
     Tool { command: "hping3", package: "hping3", why: "forged segments" },
     Tool { command: "ethtool", package: "ethtool", why: "complete checksums in the laboratory" },
     Tool { command: "curl", package: "curl", why: "metrics by hand" },
+    Tool { command: "dockerd", package: "docker.io", why: "containers in tests" },
+    Tool { command: "containerd", package: "containerd", why: "pods in tests" },
+    Tool { command: "runc", package: "runc", why: "containers and pods in tests" },
     Tool { command: "cc", package: "gcc", why: "the C parts of ring" },
     Tool { command: "c++", package: "g++", why: "the C++ library that bpf-linker is linked with" },
 ];
@@ -81,8 +84,12 @@ fn runtime_tools(check: bool) -> Result<()> {
         step::say("missing: scapy for /usr/bin/python3 (packets no honest stack would send)");
         missing.insert("python3-scapy");
     }
+    if !Path::new("/usr/lib/cni/bridge").exists() {
+        step::say("missing: CNI plugins (the network of pods in tests)");
+        missing.insert("containernetworking-plugins");
+    }
     if missing.is_empty() {
-        step::say(format!("runtime tools: all {} there", TOOLS.len() + 2));
+        step::say(format!("runtime tools: all {} there", TOOLS.len() + 3));
         return Ok(());
     }
     install(check, "install runtime tools", &missing.into_iter().map(str::to_owned).collect::<Vec<_>>())

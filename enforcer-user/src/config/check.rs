@@ -12,6 +12,8 @@ pub(super) fn check(config: &Config) -> Result<(), Problem> {
     identity(config)?;
     config.tags.check()?;
     super::workload::check(&config.workload, &config.host)?;
+    config.docker.check()?;
+    config.containerd.check()?;
     config.cloud.check()?;
     config.oidc.check()?;
     super::plugin::check(&config.plugin)?;
@@ -28,16 +30,20 @@ fn names(config: &Config) -> Result<(), Problem> {
             "must be 1 to 253 letters, digits, dots, hyphens or underscores".into()
         })?;
     }
-    let namespace = &config.namespace;
+    ensure(is_namespace(&config.namespace), "namespace", || {
+        "must be an absolute path such as \"/acme/prod\", without empty segments".into()
+    })
+}
+
+/// Whether this is an absolute path of namespaces.
+pub(super) fn is_namespace(namespace: &str) -> bool {
     let segments_fit = namespace.strip_prefix('/').is_some_and(|rest| {
         rest.is_empty()
             || rest.split('/').all(|segment| {
                 !segment.is_empty() && segment.chars().all(|c| c.is_ascii_graphic() && !"*,\"'".contains(c))
             })
     });
-    ensure(segments_fit && namespace.len() <= 255, "namespace", || {
-        "must be an absolute path such as \"/acme/prod\", without empty segments".into()
-    })
+    segments_fit && namespace.len() <= 255
 }
 
 fn identity(config: &Config) -> Result<(), Problem> {

@@ -4,6 +4,7 @@
 
 mod check;
 mod cloud;
+mod containers;
 mod error;
 mod feed;
 mod oidc;
@@ -23,6 +24,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use cloud::{Cloud, Provider};
+pub use containers::{ContainerdConfig, DockerConfig, POD_NAMESPACE};
 pub use error::ConfigError;
 pub(crate) use error::plain as error_text;
 pub use feed::Feed;
@@ -56,6 +58,10 @@ pub struct Config {
     pub workload: Vec<Workload>,
     /// This host.
     pub host: Host,
+    /// Containers of a Docker engine.
+    pub docker: DockerConfig,
+    /// Pods of containerd, or of another runtime that speaks CRI.
+    pub containerd: ContainerdConfig,
     /// Whether the cloud is asked what this host is.
     pub cloud: Cloud,
     /// Whose user tokens are believed.
@@ -236,6 +242,8 @@ impl Default for Config {
             tags: Tags::default(),
             workload: Vec::new(),
             host: Host::default(),
+            docker: DockerConfig::default(),
+            containerd: ContainerdConfig::default(),
             cloud: Cloud::default(),
             oidc: Oidc::default(),
             plugin: Vec::new(),
@@ -388,7 +396,14 @@ impl Config {
     fn resolve(&mut self, base: &Path) {
         let identity = &mut self.identity;
         let fixed = [&mut identity.ca, &mut identity.certificate, &mut identity.key];
-        let paths = [&mut self.paths.bpffs, &mut self.paths.socket, &mut self.observe.state];
+        let paths = [
+            &mut self.paths.bpffs,
+            &mut self.paths.socket,
+            &mut self.observe.state,
+            &mut self.docker.socket,
+            &mut self.containerd.socket,
+            &mut self.containerd.kubelet,
+        ];
         if self.records.is_file() {
             self.records.file = base.join(&self.records.file);
         }

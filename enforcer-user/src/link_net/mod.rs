@@ -4,7 +4,7 @@ mod netlink;
 pub mod sysctl;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::{self, JoinHandle};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -54,6 +54,8 @@ pub struct Interface {
     pub master: Option<Master>,
     /// Index of the interface it lies on, if that is in this network namespace too (VLAN, macvlan, ipvlan).
     pub lower: Option<u32>,
+    /// Id, in this network namespace, of the namespace that its other end is in (a veth's); `None` if that is here.
+    pub peer_namespace: Option<i32>,
 }
 
 /// What an interface is enslaved to.
@@ -117,6 +119,15 @@ pub fn by_index(index: u32) -> io::Result<Option<Interface>> {
     Ok(list()?.into_iter().find(|interface| interface.index == index))
 }
 
+/// The id that this network namespace has for another one: the `peer_namespace` of interfaces that lead there. `None` if no
+/// interface does.
+///
+/// # Errors
+/// `EINVAL` if the descriptor is no network namespace's.
+pub fn namespace_id(namespace: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    netlink::namespace_id(namespace).map(|id| (id >= 0).then_some(id))
+}
+
 /// Removes the clsact qdisc of an interface, with the filters at it.
 ///
 /// # Errors
@@ -164,6 +175,7 @@ fn watch_until(socket: &OwnedFd, stop: &OwnedFd, mut on_change: impl FnMut(Chang
         let received = netlink::receive(socket.as_fd(), &mut |message| match message {
             Message::Link(interface) => on_change(Change::Present(interface)),
             Message::Gone(index, name) => on_change(Change::Gone(index, name)),
+            Message::NamespaceId(_) => {}
         });
         match received {
             Ok(_) => {}

@@ -13,6 +13,11 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_DELQDISC: u16 = 37;
+/// Ids of other network namespaces (`linux/net_namespace.h`).
+const RTM_NEWNSID: u16 = 88;
+const RTM_GETNSID: u16 = 90;
+const NETNSA_NSID: u16 = 1;
+const NETNSA_FD: u16 = 3;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const IFLA_ADDRESS: u16 = 1;
@@ -29,6 +34,8 @@ const IFLA_PARENT_DEV_NAME: u16 = 56;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 const HEADER: usize = 16;
 const LINK_HEADER: usize = 16;
+/// `struct rtgenmsg`, padded.
+const GEN_HEADER: usize = 4;
 /// `struct tcmsg`.
 const TC_HEADER: usize = 20;
 /// `TC_H_CLSACT` as parent, its major number as handle.
@@ -39,6 +46,7 @@ const CLSACT_HANDLE: u32 = 0xffff_0000;
 pub(super) enum Message {
     Link(Interface),
     Gone(u32, String),
+    NamespaceId(i32),
 }
 
 /// Whether more messages of a dump are to come.
@@ -82,6 +90,30 @@ pub(super) fn delete_clsact(index: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Asks for the id of a network namespace in this one; the kernel answers -1 if it has none.
+pub(super) fn namespace_id(namespace: BorrowedFd<'_>) -> io::Result<i32> {
+    let socket = open(0)?;
+    let length = HEADER + GEN_HEADER + 8;
+    let mut request = Vec::with_capacity(length);
+    request.extend((length as u32).to_ne_bytes());
+    request.extend(RTM_GETNSID.to_ne_bytes());
+    request.extend((libc::NLM_F_REQUEST as u16).to_ne_bytes());
+    request.extend(1_u32.to_ne_bytes());
+    request.extend(0_u32.to_ne_bytes());
+    request.extend([0; GEN_HEADER]);
+    request.extend(8_u16.to_ne_bytes());
+    request.extend(NETNSA_FD.to_ne_bytes());
+    request.extend(namespace.as_raw_fd().to_ne_bytes());
+    socket::send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
+    let mut id = None;
+    receive(socket.as_fd(), &mut |message| {
+        if let Message::NamespaceId(found) = message {
+            id = Some(found);
+        }
+    })?;
+    id.ok_or_else(|| io::Error::other("the kernel did not say the namespace's id"))
+}
+
 /// A socket that receives every change of an interface.
 pub(super) fn subscribe_links() -> io::Result<OwnedFd> {
     open(libc::RTMGRP_LINK as u32)
@@ -120,12 +152,19 @@ fn parse(mut bytes: &[u8], each: &mut impl FnMut(Message)) -> io::Result<Progres
                 return if error == 0 { Ok(Progress::Done) } else { Err(io::Error::from_raw_os_error(-error)) };
             }
             RTM_NEWLINK => link(body).into_iter().for_each(|interface| each(Message::Link(interface))),
+            RTM_NEWNSID => namespace(body).into_iter().for_each(|id| each(Message::NamespaceId(id))),
             RTM_DELLINK => link(body).into_iter().for_each(|gone| each(Message::Gone(gone.index, gone.name))),
             _ => {}
         }
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(Progress::More)
+}
+
+/// The id in a message about a namespace.
+fn namespace(body: &[u8]) -> Option<i32> {
+    let (_, value) = attributes(body.get(GEN_HEADER..)?).find(|(kind, _)| *kind == NETNSA_NSID)?;
+    u32_at(value, 0).map(|id| id as i32)
 }
 
 /// The interface a message is about; `None` for a bridge's own notes about its ports and for anything malformed.
@@ -135,7 +174,7 @@ fn link(body: &[u8]) -> Option<Interface> {
     }
     let (index, flags) = (u32_at(body, 4)?, u32_at(body, 8)?);
     let (mut name, mut mtu, mut info_kind, mut parent) = (None, 0, String::new(), None);
-    let (mut master, mut port_kind, mut lower, mut lower_elsewhere) = (None, String::new(), None, false);
+    let (mut master, mut port_kind, mut lower, mut peer_namespace) = (None, String::new(), None, None);
     let mut address = [0; 6];
     for (kind, value) in attributes(body.get(LINK_HEADER..)?) {
         match kind {
@@ -145,7 +184,7 @@ fn link(body: &[u8]) -> Option<Interface> {
             IFLA_PARENT_DEV_NAME => parent = Some(text(value)),
             IFLA_MASTER => master = u32_at(value, 0),
             IFLA_LINK => lower = u32_at(value, 0),
-            IFLA_LINK_NETNSID => lower_elsewhere = true,
+            IFLA_LINK_NETNSID => peer_namespace = u32_at(value, 0).map(|id| id as i32),
             IFLA_LINKINFO => {
                 for (kind, value) in attributes(value) {
                     match kind {
@@ -174,7 +213,8 @@ fn link(body: &[u8]) -> Option<Interface> {
         address,
         up: flags & libc::IFF_UP as u32 != 0,
         master: master.map(|index| Master { index, kind: port_kind }),
-        lower: lower.filter(|lower| !lower_elsewhere && *lower != 0 && *lower != index),
+        lower: lower.filter(|lower| peer_namespace.is_none() && *lower != 0 && *lower != index),
+        peer_namespace,
     })
 }
 
@@ -243,11 +283,21 @@ mod tests {
             attribute(IFLA_IFNAME, b"v0\0"),
             attribute(IFLA_MTU, &1500_u32.to_ne_bytes()),
             attribute(IFLA_ADDRESS, &[2, 0, 0, 0, 0, 1]),
+            attribute(IFLA_LINK_NETNSID, &0_i32.to_ne_bytes()),
             attribute(IFLA_LINKINFO | 0x8000, &attribute(IFLA_INFO_KIND, b"veth\0")),
         ]);
         let (kind, address) = (Kind::Virtual("veth".into()), [2, 0, 0, 0, 0, 1]);
-        let expected =
-            Interface { index: 7, name: "v0".into(), kind, mtu: 1500, address, up: true, master: None, lower: None };
+        let expected = Interface {
+            index: 7,
+            name: "v0".into(),
+            kind,
+            mtu: 1500,
+            address,
+            up: true,
+            master: None,
+            lower: None,
+            peer_namespace: Some(0),
+        };
         assert_eq!(parsed(&veth), [expected]);
         let nic = message(&[attribute(IFLA_IFNAME, b"eth0\0"), attribute(IFLA_PARENT_DEV_NAME, b"virtio0\0")]);
         assert_eq!(parsed(&nic)[0].kind, Kind::Physical("virtio0".into()));

@@ -226,6 +226,7 @@ mod tests {
             up: true,
             master: None,
             lower: None,
+            peer_namespace: None,
         };
         let physical = interface(Kind::Physical("0000:00:03.0".into()));
         assert_eq!(wanted_xdp(XdpMode::Auto, &physical), Ok(Mode::Driver));

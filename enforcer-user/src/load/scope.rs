@@ -81,6 +81,7 @@ mod tests {
             up: true,
             master: master.map(|kind| Master { index: 9, kind: kind.into() }),
             lower,
+            peer_namespace: None,
         }
     }
 

@@ -220,7 +220,17 @@ mod tests {
 
     fn made(index: u32, name: &str, kind: &str) -> Interface {
         let kind = Kind::Virtual(kind.into());
-        Interface { index, name: name.into(), kind, mtu: 1500, address: [0; 6], up: true, master: None, lower: None }
+        Interface {
+            index,
+            name: name.into(),
+            kind,
+            mtu: 1500,
+            address: [0; 6],
+            up: true,
+            master: None,
+            lower: None,
+            peer_namespace: None,
+        }
     }
 
     #[test]

@@ -22,6 +22,9 @@
 //! keys; log and count what it refused.
 
 pub mod adopt;
+pub mod container_common;
+pub mod cri;
+pub mod docker;
 pub mod exec_match;
 pub mod object;
 pub mod tags;
