@@ -10,12 +10,15 @@
 
 pub mod compile;
 pub mod consent;
+pub mod diff_pairs;
 pub mod evaluate;
 pub mod explain;
 pub mod import;
+pub mod known;
 pub mod model;
 pub mod parse;
 pub mod record;
+pub mod simulate;
 pub mod synthetic;
 
 pub use compile::{Capabilities, CompileError, Compiled, Delta, IdentityId, Interval, PairVerdict, port_key};

@@ -46,6 +46,15 @@ impl Delta {
         self.added.is_empty() && self.removed.is_empty() && self.expired.is_empty()
     }
 
+    /// Whether the verdict of some pair with this identity may have changed: false means that none has, unless that of
+    /// a pair whose other end is touched.
+    pub fn touches(&self, identity: IdentityId) -> bool {
+        match &self.scope {
+            Scope::All => true,
+            Scope::Some { sides, bounded, .. } => bounded.contains(&identity) || sides.contains_key(&identity),
+        }
+    }
+
     /// Whether the verdict for connections from `subject` to `object` may have changed. May say
     /// yes where nothing changed, never no where something did.
     pub fn affects(&self, subject: IdentityId, object: IdentityId) -> bool {

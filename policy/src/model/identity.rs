@@ -9,7 +9,7 @@ use super::Namespace;
 pub type Tags = BTreeMap<String, BTreeSet<String>>;
 
 /// One end of a connection as policy sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Identity {
     /// A PU that proved its Trust Profile.
