@@ -18,6 +18,7 @@ pub mod known;
 pub mod model;
 pub mod parse;
 pub mod record;
+pub mod schema;
 pub mod simulate;
 pub mod synthetic;
 
