@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::compile::{Capabilities, CompileError, Compiled, IdentityId, Interval, PairVerdict};
 use crate::known::Known;
 use crate::model::{Action, Moment, PolicyRule, PortRange, RuleId};
 
 /// Every change of verdict between known identities.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct PairsDiff {
     /// The pairs judged otherwise.
     pub changes: Vec<PairChange>,
@@ -20,7 +20,7 @@ pub struct PairsDiff {
 }
 
 /// A pair judged otherwise.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct PairChange {
     /// Who opens: the identity's name, or `net PREFIX`.
     pub from: String,
@@ -31,7 +31,7 @@ pub struct PairChange {
 }
 
 /// Ports on which a pair is judged otherwise.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct PortsChange {
     /// Such as `tcp/80-90`; `any` for every protocol and port.
     pub ports: Vec<String>,
@@ -42,7 +42,7 @@ pub struct PortsChange {
 }
 
 /// A verdict and the rule behind it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Judged {
     /// Allow or deny.
     pub action: Action,

@@ -23,8 +23,10 @@ pub mod simulate;
 pub mod synthetic;
 
 pub use compile::{Capabilities, CompileError, Compiled, Delta, IdentityId, Interval, PairVerdict, port_key};
+pub use diff_pairs::{Judged, PairChange, PairsDiff, PortsChange, diff_pairs};
 pub use evaluate::{Decision, evaluate};
 pub use explain::{Explanation, explain};
+pub use known::Known;
 pub use model::{
     Action, Clause, DomainPattern, Ends, Head, Identity, Location, Moment, Namespace, Networks, Operator, PolicyRule,
     PortRange, Rule, RuleId, Selector, Side, Tags, Tier, Verb,

@@ -10,6 +10,6 @@ mod server;
 pub mod view;
 
 pub use client::{Client, ClientError};
-pub use protocol::{AdminError, ErrorKind, PuTarget, Request, Response};
+pub use protocol::{AdminError, ErrorKind, PolicyFile, PuTarget, Request, Response};
 pub use secret::Secret;
 pub use server::{Answer, BindError, Caller, FollowItem, Handler, Limits, Server};

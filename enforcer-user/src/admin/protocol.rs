@@ -5,7 +5,9 @@ use std::{collections::BTreeSet, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Secret;
-use super::view::{ExplainView, FlowsView, PeerView, PolicyView, PuView, RecordView, StatusView};
+use super::view::{
+    AppliedView, ExplainView, FlowsView, IdentityView, PeerView, PolicyView, PuView, RecordView, StatusView,
+};
 
 /// What a client may ask.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -36,6 +38,17 @@ pub enum Request {
         protocol: u8,
         /// Port.
         port: u16,
+    },
+    /// Every identity policy judges here: of the host's PUs and of those met.
+    Identities,
+    /// Put policy files into the watched directory and in force, all of them or none.
+    PolicyApply {
+        /// The files; those of equal names are replaced.
+        files: Vec<PolicyFile>,
+        /// Remove every other policy file of the directory.
+        prune: bool,
+        /// Only say what would change.
+        dry_run: bool,
     },
     /// Forget sessions and caches, so that the next contact is a first contact.
     Forget {
@@ -75,6 +88,16 @@ pub enum Request {
     },
 }
 
+/// A policy file to apply.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyFile {
+    /// Its name in the watched directory.
+    pub name: String,
+    /// What it says.
+    pub text: String,
+}
+
 /// What becomes a PU.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -107,6 +130,10 @@ pub enum Response {
     Policy(PolicyView),
     /// To [`Request::Explain`].
     Explained(ExplainView),
+    /// To [`Request::Identities`].
+    Identities(Vec<IdentityView>),
+    /// To [`Request::PolicyApply`].
+    Applied(AppliedView),
     /// To [`Request::Forget`]: number of sessions forgotten.
     Forgotten(u64),
     /// To [`Request::PuAdd`].

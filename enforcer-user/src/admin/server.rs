@@ -66,13 +66,15 @@ pub struct Limits {
     pub connections: usize,
     /// Longest request, bytes.
     pub request_bytes: usize,
+    /// Longest request of root, who hands over whole policies, bytes.
+    pub root_request_bytes: usize,
     /// Longest silence before a request, and longest time to take an answer.
     pub idle: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 64, request_bytes: 64 << 10, idle: Duration::from_secs(10) }
+        Self { connections: 64, request_bytes: 64 << 10, root_request_bytes: 64 << 20, idle: Duration::from_secs(10) }
     }
 }
 
@@ -248,6 +250,9 @@ struct Connection {
 
 impl Connection {
     async fn run(&mut self, caller: Caller, handler: &dyn Handler) {
+        if caller.uid == 0 {
+            self.limits.request_bytes = self.limits.root_request_bytes;
+        }
         loop {
             let line = match timeout(self.limits.idle, self.line()).await {
                 Ok(Ok(Some(line))) => line,

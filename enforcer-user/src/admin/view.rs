@@ -307,6 +307,40 @@ pub struct RuleView {
     pub observe: bool,
 }
 
+/// An identity: what policy judges of PUs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct IdentityView {
+    /// Names of the PUs that have it, `enforcer/pu` for those of peers.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Values by key.
+    pub tags: BTreeMap<String, Vec<String>>,
+}
+
+/// `enforcer policy apply`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct AppliedView {
+    /// Nothing was changed.
+    pub dry_run: bool,
+    /// The watched directory.
+    pub directory: String,
+    /// Files that were not there before.
+    pub added: Vec<String>,
+    /// Files that said something else before.
+    pub replaced: Vec<String>,
+    /// Files that are gone.
+    pub removed: Vec<String>,
+    /// Files that are as they were.
+    pub unchanged: Vec<String>,
+    /// Policy generation now in force.
+    pub generation: u32,
+    /// Number of rules in force, or that would be.
+    pub rules: u64,
+    /// Which pairs of known identities are judged otherwise; of a dry run only.
+    pub diff: Option<policy::PairsDiff>,
+}
+
 /// `enforcer policy explain`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ExplainView {

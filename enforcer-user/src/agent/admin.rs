@@ -5,7 +5,7 @@ use std::{collections::HashSet, io, sync::Arc, sync::atomic::Ordering};
 use common::flow::FlowKey;
 use tokio::sync::mpsc;
 
-use super::{Shared, pus, views};
+use super::{Shared, policy_apply, pus, views};
 use crate::{
     admin::{AdminError, Answer, Caller, ErrorKind, FollowItem, Handler, Request, Response},
     identity::Tags,
@@ -37,6 +37,13 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
         Request::Peers => views::peers(shared).map(Response::Peers).map_err(AdminError::internal),
         Request::Flows { limit } => views::flows(shared, limit).map(Response::Flows).map_err(AdminError::internal),
         Request::Policy => Ok(Response::Policy(views::policy(shared))),
+        Request::Identities => Ok(Response::Identities(views::identities(shared))),
+        Request::PolicyApply { files, prune, dry_run } => {
+            if !dry_run {
+                tracing::info!(uid = caller.uid, pid = ?caller.pid, files = files.len(), "asked to apply policy files");
+            }
+            policy_apply::apply(shared, files, prune, dry_run).map(Response::Applied)
+        }
         Request::Explain { subject, object, protocol, port } => {
             let state = shared.state();
             let explained =

@@ -13,6 +13,7 @@ mod names;
 mod observe;
 mod offline;
 mod policy;
+mod policy_apply;
 mod pus;
 mod state;
 mod upkeep;

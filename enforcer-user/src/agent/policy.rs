@@ -11,7 +11,7 @@ use common::{
 };
 use policy::{Delta, IdentityId, Moment, PolicyRule};
 
-use super::{Shared, clock, last_good, names, state::State};
+use super::{Shared, clock, last_good, names, policy_apply, state::State};
 use crate::{
     config::{Config, PolicyText},
     handshake::build::{self, Toward},
@@ -216,6 +216,12 @@ pub(super) fn upkeep(shared: &Shared) {
 
 /// Reads the policy again and puts it in force; a broken one leaves the old in force and says so.
 pub(super) fn reload(shared: &Shared) {
+    let _files = policy_apply::no_half_written_files();
+    reload_files(shared);
+}
+
+/// The same, for who has seen to it that no files are half written.
+pub(super) fn reload_files(shared: &Shared) {
     let applied = Rules::read(&shared.config.policy.paths).and_then(|rules| install(shared, rules));
     let error = match applied {
         Ok(false) => None,

@@ -1,14 +1,18 @@
 //! What the agent shows of itself.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::Ordering,
+};
 
 use common::Addr;
+use policy::{Identity, Known};
 
 use super::{Shared, admin::newest_first, clock, names::TargetDoc};
 use crate::{
     admin::view::{
-        FlowsView, InterfaceView, MapView, PeerPuView, PeerView, PolicyStatus, PolicyView, PuView, RuleView,
-        SessionView, StatusView,
+        FlowsView, IdentityView, InterfaceView, MapView, PeerPuView, PeerView, PolicyStatus, PolicyView, PuView,
+        RuleView, SessionView, StatusView,
     },
     flow_log::{Clock, flow_view, ip_addr},
     identity::Tags,
@@ -211,6 +215,40 @@ pub(super) fn policy(shared: &Shared) -> PolicyView {
             })
             .collect(),
     }
+}
+
+/// Every identity policy judges here, with the names of who has it.
+pub(super) fn known(shared: &Shared) -> Vec<Known> {
+    let entries = shared.maps.peer_pus.entries().unwrap_or_default();
+    let state = shared.state();
+    let mut names: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+    for pu in state.pus.values() {
+        names.entry(pu.identity).or_default().insert(pu.name.clone());
+    }
+    for (key, peer) in entries {
+        let name = crate::flow_log::Names::peer(&*state.names, key.session, peer.identity);
+        names.entry(peer.identity).or_default().insert(name);
+    }
+    let mut numbers = state.identities.numbers();
+    numbers.sort_unstable();
+    let mut known = |number: u32| {
+        let (namespace, tags) = state.identities.get(number)?;
+        let named: Vec<String> = names.remove(&number).unwrap_or_default().into_iter().collect();
+        let name = if named.is_empty() { format!("identity {number}") } else { named.join(", ") };
+        let identity = Identity::Pu { namespace: namespace.parse().ok()?, tags: tags.clone() };
+        Some(Known { name, identity })
+    };
+    numbers.into_iter().filter_map(&mut known).collect()
+}
+
+pub(super) fn identities(shared: &Shared) -> Vec<IdentityView> {
+    let view = |known: Known| match known.identity {
+        Identity::Pu { namespace, tags } => {
+            Some(IdentityView { name: known.name, namespace: namespace.to_string(), tags: listed(&tags) })
+        }
+        Identity::External { .. } => None,
+    };
+    known(shared).into_iter().filter_map(view).collect()
 }
 
 fn listed(tags: &Tags) -> BTreeMap<String, Vec<String>> {

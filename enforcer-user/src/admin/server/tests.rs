@@ -30,7 +30,7 @@ impl Handler for Agent {
 }
 
 fn quick() -> Limits {
-    Limits { connections: 2, request_bytes: 256, idle: Duration::from_millis(300) }
+    Limits { connections: 2, request_bytes: 256, root_request_bytes: 256, idle: Duration::from_millis(300) }
 }
 
 /// Runs `test` in a thread of its own against a served socket.

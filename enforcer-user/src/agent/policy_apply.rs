@@ -1,0 +1,304 @@
+//! Policy files handed to the agent: written into the watched directory and put in force, all of them or none.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use policy::{Capabilities, Compiled, Moment};
+
+use super::{Shared, clock, policy as in_force, policy::Rules, views};
+use crate::{
+    admin::{AdminError, ErrorKind, PolicyFile, view::AppliedView},
+    config::{PolicyText, error_text},
+};
+
+/// The directory says the whole of one policy only while nobody applies another. One agent runs in a process.
+static WRITING: Mutex<()> = Mutex::new(());
+
+/// Waits until no files are being replaced; none are while the answer is held.
+pub(super) fn no_half_written_files() -> MutexGuard<'static, ()> {
+    WRITING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Puts the files into the watched directory and in force. If any of them, or all together with the other files, cannot be
+/// in force, or one cannot be written, files and policy are as before.
+///
+/// # Errors
+/// What is wrong with the files, with place; or what kept them from being written.
+pub(super) fn apply(
+    shared: &Shared,
+    files: Vec<PolicyFile>,
+    prune: bool,
+    dry_run: bool,
+) -> Result<AppliedView, AdminError> {
+    let _files = no_half_written_files();
+    let directory = watched_directory(&shared.config.policy.paths)?;
+    let plan = Plan::new(&shared.config.policy.paths, &directory, files, prune)?;
+    let rules = plan.check()?;
+    let mut view = plan.view(&directory);
+    view.rules = rules.rules.len() as u64;
+    view.dry_run = dry_run;
+    if dry_run {
+        let (old, known) = (shared.state().rules.clone(), views::known(shared));
+        let now = Moment::from_unix(clock::now());
+        let diff = policy::diff_pairs(&old, &rules.rules, &known, Capabilities::default(), now);
+        view.diff = Some(diff.map_err(invalid)?);
+        view.generation = shared.state().config.current().generation;
+        return Ok(view);
+    }
+    plan.write()?;
+    in_force::reload_files(shared);
+    let error = shared.state().policy_error.clone();
+    if let Some(error) = error {
+        // Somebody else changed another file meanwhile, or the kernel refused.
+        plan.undo();
+        in_force::reload_files(shared);
+        return Err(AdminError::internal(format!("{error}; the files are as they were before")));
+    }
+    view.generation = shared.state().config.current().generation;
+    Ok(view)
+}
+
+fn watched_directory(paths: &[PathBuf]) -> Result<PathBuf, AdminError> {
+    paths.iter().find(|path| path.is_dir()).cloned().ok_or_else(|| {
+        AdminError::new(
+            ErrorKind::Invalid,
+            "no directory of policy files is watched: name one in `policy.paths` of the agent's configuration and restart it",
+        )
+    })
+}
+
+/// What the directory will hold.
+struct Plan {
+    /// Everything that will be read, in the order in which it will be.
+    texts: Vec<PolicyText>,
+    changes: Vec<Change>,
+    unchanged: Vec<String>,
+}
+
+/// One file before and after.
+struct Change {
+    name: String,
+    path: PathBuf,
+    before: Option<String>,
+    after: Option<String>,
+}
+
+impl Plan {
+    fn new(paths: &[PathBuf], directory: &Path, files: Vec<PolicyFile>, prune: bool) -> Result<Self, AdminError> {
+        let present = PolicyText::read_all(paths).map_err(AdminError::internal)?;
+        let mut wanted = BTreeMap::new();
+        for file in files {
+            check_name(&file.name)?;
+            let path = directory.join(&file.name);
+            if wanted.insert(path, file.text).is_some() {
+                let message = format!("two files are named {}: expected a name once", file.name);
+                return Err(AdminError::new(ErrorKind::Invalid, message));
+            }
+        }
+        let mut plan = Self { texts: Vec::new(), changes: Vec::new(), unchanged: Vec::new() };
+        let mut before: BTreeMap<PathBuf, String> = BTreeMap::new();
+        for text in present {
+            let path = PathBuf::from(&text.file);
+            match path.parent() == Some(directory) {
+                true => drop(before.insert(path, text.text)),
+                false => plan.texts.push(text),
+            }
+        }
+        let names: BTreeSet<PathBuf> = before.keys().chain(wanted.keys()).cloned().collect();
+        for path in names {
+            let (old, new) = (before.remove(&path), wanted.remove(&path));
+            let gone = new.is_none() && prune;
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let text = if gone { None } else { new.or_else(|| old.clone()) };
+            if let Some(text) = &text {
+                plan.texts.push(PolicyText { file: path.display().to_string(), text: text.clone() });
+            }
+            match old == text {
+                true => plan.unchanged.push(name),
+                false => plan.changes.push(Change { name, path, before: old, after: text }),
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Parses and compiles the whole.
+    fn check(&self) -> Result<Rules, AdminError> {
+        let rules = Rules::parse(self.texts.clone()).map_err(invalid)?;
+        Compiled::new(&rules.rules, Capabilities::default()).map_err(invalid)?;
+        Ok(rules)
+    }
+
+    fn view(&self, directory: &Path) -> AppliedView {
+        let names = |wanted: fn(&Change) -> bool| {
+            self.changes.iter().filter(|change| wanted(change)).map(|change| change.name.clone()).collect()
+        };
+        AppliedView {
+            directory: directory.display().to_string(),
+            added: names(|change| change.before.is_none()),
+            replaced: names(|change| change.before.is_some() && change.after.is_some()),
+            removed: names(|change| change.after.is_none()),
+            unchanged: self.unchanged.clone(),
+            ..AppliedView::default()
+        }
+    }
+
+    /// Writes everything beside what it replaces before it replaces anything.
+    fn write(&self) -> Result<(), AdminError> {
+        let prepared = self.changes.iter().try_for_each(|change| match &change.after {
+            Some(text) => prepare(&change.path, text),
+            None => Ok(()),
+        });
+        let written =
+            prepared.and_then(|()| self.changes.iter().try_for_each(|change| put(&change.path, &change.after)));
+        written.map_err(|error| {
+            self.undo();
+            AdminError::internal(format!("cannot write policy files: {error}; they are as they were before"))
+        })
+    }
+
+    fn undo(&self) {
+        for change in &self.changes {
+            let _ = fs::remove_file(fresh(&change.path));
+            if fs::read_to_string(&change.path).ok() == change.before {
+                continue;
+            }
+            let before = change.before.as_deref().map_or(Ok(()), |text| prepare(&change.path, text));
+            if let Err(error) = before.and_then(|()| put(&change.path, &change.before)) {
+                tracing::error!(%error, "a policy file could not be put back");
+            }
+        }
+    }
+}
+
+/// The name of a file that is not in force yet: hidden files are not read.
+fn fresh(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.new"))
+}
+
+fn prepare(path: &Path, text: &str) -> Result<(), String> {
+    let fresh = fresh(path);
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&fresh)?;
+        file.write_all(text.as_bytes())?;
+        if let Ok(meta) = fs::metadata(path) {
+            file.set_permissions(meta.permissions())?;
+        }
+        file.sync_all()
+    };
+    write().map_err(|error| format!("{}: {}", fresh.display(), error_text(&error)))
+}
+
+fn put(path: &Path, text: &Option<String>) -> Result<(), String> {
+    let done = match text {
+        Some(_) => fs::rename(fresh(path), path),
+        None => match fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        },
+    };
+    done.map_err(|error| format!("{}: {}", path.display(), error_text(&error)))
+}
+
+fn check_name(name: &str) -> Result<(), AdminError> {
+    let plain = !name.starts_with('.') && !name.contains('/') && !name.chars().any(char::is_control);
+    match plain && [".yaml", ".yml"].iter().any(|end| name.ends_with(end)) {
+        true => Ok(()),
+        false => Err(AdminError::new(
+            ErrorKind::Invalid,
+            format!("{name:?} is not a policy file's name: expected one that ends in .yaml or .yml and is not hidden"),
+        )),
+    }
+}
+
+fn invalid(error: impl std::fmt::Display) -> AdminError {
+    AdminError::new(ErrorKind::Invalid, format!("{error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str, text: &str) -> PolicyFile {
+        PolicyFile { name: name.into(), text: text.into() }
+    }
+
+    fn directory() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().to_owned();
+        fs::write(path.join("a.yaml"), "name: a\nrules:\n  - allow any -> app=a\n").expect("written");
+        fs::write(path.join("b.yaml"), "name: b\nrules:\n  - allow any -> app=b\n").expect("written");
+        (dir, path)
+    }
+
+    fn listed(path: &Path) -> Vec<(String, String)> {
+        let mut files: Vec<_> = fs::read_dir(path)
+            .expect("read")
+            .map(|entry| entry.expect("entry").path())
+            .map(|file| (file.display().to_string(), fs::read_to_string(&file).expect("text")))
+            .collect();
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn files_are_replaced_added_and_pruned() {
+        let (_dir, path) = directory();
+        let new = || vec![file("b.yaml", "name: b\nrules: []\n"), file("c.yml", "name: c\nrules: []\n")];
+        let plan = Plan::new(&[path.clone()], &path, new(), false).expect("plan");
+        assert_eq!(plan.check().expect("fine").rules.len(), 1);
+        let view = plan.view(&path);
+        let told = (view.added, view.replaced, view.removed, view.unchanged);
+        assert_eq!(told, (vec!["c.yml".to_owned()], vec!["b.yaml".into()], vec![], vec!["a.yaml".into()]));
+        plan.write().expect("written");
+        let names: Vec<String> =
+            listed(&path).into_iter().map(|(name, _)| name.rsplit('/').next().expect("name").into()).collect();
+        assert_eq!(names, ["a.yaml", "b.yaml", "c.yml"], "nothing is left beside them");
+        let plan = Plan::new(&[path.clone()], &path, new(), true).expect("plan");
+        assert_eq!(plan.view(&path).removed, ["a.yaml"]);
+        plan.write().expect("written");
+        assert!(!path.join("a.yaml").exists());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_leaves_all_as_they_were() {
+        let (_dir, path) = directory();
+        // A directory in the way of the second file.
+        fs::create_dir(path.join(".c.yaml.new")).expect("directory");
+        fs::write(path.join(".c.yaml.new/x"), "").expect("written");
+        let before = fs::read_to_string(path.join("a.yaml")).expect("text");
+        let new = vec![file("a.yaml", "name: a\nrules: []\n"), file("c.yaml", "name: c\nrules: []\n")];
+        let plan = Plan::new(&[path.clone()], &path, new, false).expect("plan");
+        let error = plan.write().expect_err("in the way");
+        assert!(error.message.ends_with("they are as they were before"), "{error}");
+        assert_eq!(fs::read_to_string(path.join("a.yaml")).expect("text"), before);
+        assert!(!path.join("c.yaml").exists() && !path.join(".a.yaml.new").exists());
+    }
+
+    #[test]
+    fn the_whole_is_checked_before_anything_is_written() {
+        let (_dir, path) = directory();
+        let check = |text: &str| {
+            let plan = Plan::new(&[path.clone()], &path, vec![file("c.yaml", text)], false).expect("plan");
+            plan.check().map(|_| ()).expect_err("refused").message
+        };
+        assert_eq!(
+            check("name: c\nrules:\n  - allow any\n"),
+            format!(
+                "{}/c.yaml:3:14: found the end: expected another clause, `|`, or `->` and the object",
+                path.display()
+            )
+        );
+        assert!(check("name: c\nrules:\n  - allow any -> any encrypt\n").contains("encryption is not available"));
+        for name in ["c", ".c.yaml", "../c.yaml", "a/c.yaml", "c.yaml\n.yaml"] {
+            assert!(Plan::new(&[path.clone()], &path, vec![file(name, "")], false).is_err(), "{name}");
+        }
+        let twice = vec![file("c.yaml", ""), file("c.yaml", "")];
+        assert!(Plan::new(&[path.clone()], &path, twice, false).is_err());
+    }
+}
