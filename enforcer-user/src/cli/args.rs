@@ -145,6 +145,19 @@ pub(super) enum PolicyCommand {
     },
     /// Which rule decides a connection, and why the others do not.
     Explain(ExplainArgs),
+    /// Which pairs of known identities another policy judges otherwise, on which ports, by which rules. Exits with 1 if
+    /// there are any.
+    Diff(super::policy::DiffArgs),
+    /// What policy files would have made of recorded connections.
+    Simulate(super::policy::SimulateArgs),
+    /// Put policy files into the agent's watched directory and in force: all of them, or none. With --dry-run, show which
+    /// pairs would be judged otherwise, and exit with 1 if there are any.
+    Apply(super::policy::ApplyArgs),
+    /// Turn Kubernetes manifests into policies of the same meaning: NetworkPolicy and ClusterNetworkPolicy, with the
+    /// Namespaces and workloads they speak of.
+    Import(super::policy::ImportArgs),
+    /// The JSON Schema of policy files, for editors.
+    Schema,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,10 +1,20 @@
-//! `enforcer policy show|check|explain`
+//! `enforcer policy show|check|explain|diff|simulate|apply|import|schema`
+
+mod apply;
+mod diff;
+mod import;
+mod simulate;
 
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     process::ExitCode,
 };
+
+pub(super) use apply::ApplyArgs;
+pub(super) use diff::DiffArgs;
+pub(super) use import::ImportArgs;
+pub(super) use simulate::SimulateArgs;
 
 use policy::{Identity, Moment, Namespace, PolicyErrors, PortRange, RuleId};
 use serde_json::json;
@@ -25,6 +35,14 @@ pub(super) fn run(socket: &Path, command: PolicyCommand, out: &mut Output) -> Re
         PolicyCommand::Show => show(socket, out),
         PolicyCommand::Check { files } => check(&files, out),
         PolicyCommand::Explain(args) => explain(socket, args, out),
+        PolicyCommand::Diff(args) => diff::run(socket, args, out),
+        PolicyCommand::Simulate(args) => simulate::run(args, out),
+        PolicyCommand::Apply(args) => apply::run(socket, args, out),
+        PolicyCommand::Import(args) => import::run(args, out),
+        PolicyCommand::Schema => {
+            out.json(&policy::schema::schema())?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
@@ -102,6 +120,12 @@ fn explain(socket: &Path, args: ExplainArgs, out: &mut Output) -> Result<ExitCod
         out.line(explanation.to_string().trim_end())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The rules of policy files and directories.
+fn read_rules(files: &[PathBuf]) -> Result<Vec<std::sync::Arc<policy::PolicyRule>>, Failure> {
+    let texts = PolicyText::read_all(files).map_err(Failure::failed)?;
+    parse(&texts).map_err(|errors| all(&errors))
 }
 
 fn parse(texts: &[PolicyText]) -> Result<Vec<std::sync::Arc<policy::PolicyRule>>, PolicyErrors> {
