@@ -43,11 +43,15 @@ pub(super) fn apply(
     view.rules = rules.rules.len() as u64;
     view.dry_run = dry_run;
     if dry_run {
-        let (old, known) = (shared.state().rules.clone(), views::known(shared));
+        let known = views::known(shared);
+        let (old, generation) = {
+            let state = shared.state();
+            (state.rules.clone(), state.config.current().generation)
+        };
         let now = Moment::from_unix(clock::now());
         let diff = policy::diff_pairs(&old, &rules.rules, &known, Capabilities::default(), now);
         view.diff = Some(diff.map_err(invalid)?);
-        view.generation = shared.state().config.current().generation;
+        view.generation = generation;
         return Ok(view);
     }
     plan.write()?;

@@ -227,7 +227,10 @@ pub(super) fn known(shared: &Shared) -> Vec<Known> {
     }
     for (key, peer) in entries {
         let name = crate::flow_log::Names::peer(&*state.names, key.session, peer.identity);
-        names.entry(peer.identity).or_default().insert(name);
+        // This enforcer is a peer of its own where both ends are here.
+        if name.split_once('/').is_none_or(|(host, _)| host != state.own.id().name()) {
+            names.entry(peer.identity).or_default().insert(name);
+        }
     }
     let mut numbers = state.identities.numbers();
     numbers.sort_unstable();
