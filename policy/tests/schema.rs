@@ -33,7 +33,9 @@ fn fits(root: &Value, schema: &Value, value: &Value) -> bool {
             let branch = if fits(root, says, value) { "then" } else { "else" };
             schema.get(branch).is_none_or(|schema| fits(root, schema, value))
         }
-        "pattern" => value.as_str().is_none_or(|text| Regex::new(says.as_str().expect("a text")).expect("a pattern").is_match(text)),
+        "pattern" => value
+            .as_str()
+            .is_none_or(|text| Regex::new(says.as_str().expect("a text")).expect("a pattern").is_match(text)),
         "minLength" => value.as_str().is_none_or(|text| text.chars().count() >= count(says)),
         "minimum" => value.as_f64().is_none_or(|number| number >= says.as_f64().expect("a number")),
         "maximum" => value.as_f64().is_none_or(|number| number <= says.as_f64().expect("a number")),
@@ -42,7 +44,9 @@ fn fits(root: &Value, schema: &Value, value: &Value) -> bool {
         "minProperties" => !value.is_object() || entries().len() >= count(says),
         "maxProperties" => !value.is_object() || entries().len() <= count(says),
         "propertyNames" => entries().keys().all(|key| fits(root, says, &json!(key))),
-        "required" => !value.is_object() || all(says).iter().all(|key| entries().contains_key(key.as_str().expect("a key"))),
+        "required" => {
+            !value.is_object() || all(says).iter().all(|key| entries().contains_key(key.as_str().expect("a key")))
+        }
         "properties" => {
             let known: &Map<String, Value> = says.as_object().expect("a mapping");
             entries().iter().all(|(key, value)| known.get(key).is_none_or(|schema| fits(root, schema, value)))

@@ -254,7 +254,7 @@ mod tests {
     fn files_are_replaced_added_and_pruned() {
         let (_dir, path) = directory();
         let new = || vec![file("b.yaml", "name: b\nrules: []\n"), file("c.yml", "name: c\nrules: []\n")];
-        let plan = Plan::new(&[path.clone()], &path, new(), false).expect("plan");
+        let plan = Plan::new(std::slice::from_ref(&path), &path, new(), false).expect("plan");
         assert_eq!(plan.check().expect("fine").rules.len(), 1);
         let view = plan.view(&path);
         let told = (view.added, view.replaced, view.removed, view.unchanged);
@@ -263,7 +263,7 @@ mod tests {
         let names: Vec<String> =
             listed(&path).into_iter().map(|(name, _)| name.rsplit('/').next().expect("name").into()).collect();
         assert_eq!(names, ["a.yaml", "b.yaml", "c.yml"], "nothing is left beside them");
-        let plan = Plan::new(&[path.clone()], &path, new(), true).expect("plan");
+        let plan = Plan::new(std::slice::from_ref(&path), &path, new(), true).expect("plan");
         assert_eq!(plan.view(&path).removed, ["a.yaml"]);
         plan.write().expect("written");
         assert!(!path.join("a.yaml").exists());
@@ -277,7 +277,7 @@ mod tests {
         fs::write(path.join(".c.yaml.new/x"), "").expect("written");
         let before = fs::read_to_string(path.join("a.yaml")).expect("text");
         let new = vec![file("a.yaml", "name: a\nrules: []\n"), file("c.yaml", "name: c\nrules: []\n")];
-        let plan = Plan::new(&[path.clone()], &path, new, false).expect("plan");
+        let plan = Plan::new(std::slice::from_ref(&path), &path, new, false).expect("plan");
         let error = plan.write().expect_err("in the way");
         assert!(error.message.ends_with("they are as they were before"), "{error}");
         assert_eq!(fs::read_to_string(path.join("a.yaml")).expect("text"), before);
@@ -288,21 +288,21 @@ mod tests {
     fn the_whole_is_checked_before_anything_is_written() {
         let (_dir, path) = directory();
         let check = |text: &str| {
-            let plan = Plan::new(&[path.clone()], &path, vec![file("c.yaml", text)], false).expect("plan");
+            let plan = Plan::new(std::slice::from_ref(&path), &path, vec![file("c.yaml", text)], false).expect("plan");
             plan.check().map(|_| ()).expect_err("refused").message
         };
         assert_eq!(
             check("name: c\nrules:\n  - allow any\n"),
             format!(
-                "{}/c.yaml:3:14: found the end: expected another clause, `|`, or `->` and the object",
+                "{}/c.yaml:3:14: found the end of the text: expected another clause, `|`, or `->` and the object",
                 path.display()
             )
         );
         assert!(check("name: c\nrules:\n  - allow any -> any encrypt\n").contains("encryption is not available"));
         for name in ["c", ".c.yaml", "../c.yaml", "a/c.yaml", "c.yaml\n.yaml"] {
-            assert!(Plan::new(&[path.clone()], &path, vec![file(name, "")], false).is_err(), "{name}");
+            assert!(Plan::new(std::slice::from_ref(&path), &path, vec![file(name, "")], false).is_err(), "{name}");
         }
         let twice = vec![file("c.yaml", ""), file("c.yaml", "")];
-        assert!(Plan::new(&[path.clone()], &path, twice, false).is_err());
+        assert!(Plan::new(std::slice::from_ref(&path), &path, twice, false).is_err());
     }
 }
