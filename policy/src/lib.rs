@@ -20,6 +20,7 @@ pub mod parse;
 pub mod record;
 pub mod schema;
 pub mod simulate;
+pub mod suggest;
 pub mod synthetic;
 
 pub use compile::{Capabilities, CompileError, Compiled, Delta, IdentityId, Interval, PairVerdict, port_key};
@@ -33,3 +34,4 @@ pub use model::{
 };
 pub use parse::{PolicyError, PolicyErrors, parse_file, parse_files, parse_rule, parse_side};
 pub use record::{FlowRecord, ObservedBy, ObservedVerdict, RECORD_VERSION, RecordEnd, RecordError, RecordProto, Role};
+pub use suggest::{Newly, Observations, SuggestedRule, Suggestion};

@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeMap, collections::BTreeSet, fmt, net::IpAddr};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Action, Identity, Namespace, PortRange, Tags};
@@ -173,7 +174,10 @@ impl RecordEnd {
     pub fn identity(&self) -> Option<Identity> {
         match (&self.namespace, self.address) {
             (Some(namespace), _) => Some(Identity::Pu { namespace: namespace.clone(), tags: self.tags.clone() }),
-            (None, Some(address)) => Some(Identity::external(address)),
+            (None, Some(address)) => {
+                let names = self.fqdn.iter().map(|name| name.trim_end_matches('.').to_ascii_lowercase()).collect();
+                Some(Identity::External { networks: [IpNet::from(address.to_canonical())].into(), names })
+            }
             (None, None) => None,
         }
     }
@@ -228,7 +232,9 @@ mod tests {
         let record = FlowRecord::parse(LINE).expect("a record");
         assert_eq!(record.proto, RecordProto(6));
         assert_eq!(record.from.identity(), Some(Identity::pu("/shop".parse().expect("namespace"), [("app", "web")])));
-        assert_eq!(record.to.identity(), Some(Identity::external([192, 0, 2, 7].into())));
+        let networks = [IpNet::from(IpAddr::from([192, 0, 2, 7]))].into();
+        let names = ["db.example".to_owned()].into();
+        assert_eq!(record.to.identity(), Some(Identity::External { networks, names }));
         assert_eq!(record.observed.as_ref().map(|observed| observed.by), Some(ObservedBy::Mode));
         let text = serde_json::to_string(&record).expect("text");
         assert!(!text.contains("rtt") && !text.contains("peer_reason") && !text.contains('\n'), "{text}");
