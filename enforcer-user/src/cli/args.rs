@@ -158,6 +158,10 @@ pub(super) enum PolicyCommand {
     Import(super::policy::ImportArgs),
     /// The JSON Schema of policy files, for editors.
     Schema,
+    /// From flow records, the smallest readable set of tag rules that allows what was recorded.
+    ///
+    /// The output is a policy file: every rule says how many connections it covers and what it would newly allow.
+    Suggest(SuggestArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -174,6 +178,22 @@ pub(super) enum ObserveCommand {
         #[arg(long, value_name = "PATH")]
         namespace: Option<String>,
     },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct SuggestArgs {
+    /// Files of flow records, also of several hosts; `-` for standard input. Those of this host's agent if left out.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub records: Vec<PathBuf>,
+    /// Only for connections with an end in this namespace.
+    #[arg(long, value_name = "PATH")]
+    pub namespace: Option<String>,
+    /// Write the policy to this file.
+    #[arg(long, short, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// The agent's configuration file, which says where it writes records.
+    #[arg(long = "config", value_name = "FILE", default_value = DEFAULT_FILE)]
+    pub config: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]

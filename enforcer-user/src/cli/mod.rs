@@ -17,6 +17,7 @@ mod pu;
 mod reasons;
 mod run;
 mod show;
+mod suggest;
 mod text;
 mod unload;
 

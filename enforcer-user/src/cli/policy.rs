@@ -1,4 +1,4 @@
-//! `enforcer policy show|check|explain|diff|simulate|apply|import|schema`
+//! `enforcer policy show|check|explain|diff|simulate|apply|import|schema|suggest`
 
 mod apply;
 mod diff;
@@ -43,6 +43,7 @@ pub(super) fn run(socket: &Path, command: PolicyCommand, out: &mut Output) -> Re
             out.json(&policy::schema::schema())?;
             Ok(ExitCode::SUCCESS)
         }
+        PolicyCommand::Suggest(args) => super::suggest::run(args, out),
     }
 }
 

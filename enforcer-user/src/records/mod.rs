@@ -5,6 +5,7 @@
 
 mod group;
 mod live;
+mod read;
 mod sink;
 
 use std::{
@@ -27,6 +28,8 @@ use crate::{
     flow_log::{Clock, Names},
     metrics::RecordCounts,
 };
+
+pub use read::{ReadError, lines};
 
 use group::{Group, Key};
 use live::Live;

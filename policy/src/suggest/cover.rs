@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     collect::{Facts, Ports},
-    tags::rank,
+    tags::{is_detail, rank},
 };
 use crate::model::Tags;
 
@@ -57,8 +57,8 @@ pub(super) fn cover(facts: Facts) -> Cover {
     }
     let group = |pu: u32| group_of[pu as usize];
     let inside = blocks(&uses(&facts.inside, |(from, to)| (group(from), group(to))));
-    let out = blocks(&uses(&facts.out, |(from, to)| (group(from), to)));
-    let inward = blocks(&uses(&facts.inward, |(from, to)| (from, group(to))));
+    let out = blocks(&coarse(uses(&facts.out, |(from, to)| (group(from), to)), |(group, _)| group));
+    let inward = blocks(&coarse(uses(&facts.inward, |(from, to)| (from, group(to))), |(_, group)| group));
     Cover { facts, group_of, groups, telling, inside, out, inward }
 }
 
@@ -70,6 +70,9 @@ fn telling_tags(tags: &Tags) -> Tags {
             telling.insert(key.clone(), values);
         }
     }
+    // With a name of its own, a workload is the same in its next version.
+    let best = telling.iter().flat_map(|(key, values)| values.iter().filter_map(move |value| rank(key, value))).min();
+    telling.retain(|key, _| !best.is_some_and(|best| is_detail(key, best)));
     telling
 }
 
@@ -77,6 +80,23 @@ fn uses(recorded: &BTreeMap<(u32, u32), Ports>, number: impl Fn((u32, u32)) -> (
     let mut uses = Uses::new();
     for (pair, ports) in recorded {
         uses.entry(number(*pair)).or_default().extend(ports.keys());
+    }
+    uses
+}
+
+/// Kinds of port sets that a group may use of addresses; beyond it every address is given all of them.
+const PORT_SETS: usize = 2;
+
+/// Addresses come and go: which of a group's ports which of them was asked for is chance if it is many things.
+fn coarse(mut uses: Uses, group: impl Fn((u32, u32)) -> u32) -> Uses {
+    let mut sets: BTreeMap<u32, BTreeSet<BTreeSet<(u8, u16)>>> = BTreeMap::new();
+    for (pair, ports) in &uses {
+        sets.entry(group(*pair)).or_default().insert(ports.clone());
+    }
+    for (pair, ports) in &mut uses {
+        if let Some(sets) = sets.get(&group(*pair)).filter(|sets| sets.len() > PORT_SETS) {
+            ports.extend(sets.iter().flatten());
+        }
     }
     uses
 }

@@ -42,6 +42,12 @@ pub fn rank(key: &str, value: &str) -> Option<u8> {
     })
 }
 
+/// Whether a tag tells nothing more about a workload that is named by one of rank `best`.
+pub(super) fn is_detail(key: &str, best: u8) -> bool {
+    const VERSIONS: &[&str] = &["@container:image", "image", "version", "app.kubernetes.io/version", "@sys:exe"];
+    (best <= 1 && VERSIONS.contains(&key)) || (best <= 2 && key == "@sys:cmd")
+}
+
 /// Whether a tag belongs to one instance rather than to what it is: it would be another after a restart.
 pub fn accidental(key: &str, value: &str) -> bool {
     const KEYS: &[&str] = &[
