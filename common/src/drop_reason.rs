@@ -73,6 +73,8 @@ reasons! {
     PairUnavailable = 44, "pair_unavailable", "The verdict table is full.", "Reduce identities or raise `datapath.max_pairs`.";
     OtherNamespace = 45, "other_namespace", "A process of a PU made a socket in another network namespace, where nothing is enforced.", "Make what lives in that namespace a PU by its interface: `enforcer pu add --interface IF`.";
     NoLinkHeader = 46, "no_link_header", "A PU's packet on an interface without link-layer header (tun, WireGuard, ppp), where identity is not carried yet.", "Reach the PU through an Ethernet interface.";
+    PuIncomplete = 47, "pu_incomplete", "Not all tags of the PU are known yet.", "Look in the log for the source that is late; `tags.wait` is how long a first connection waits.";
+    UpdateVoid = 48, "update_void", "A message about changed tags is forged, damaged, or older than what is known.", "Look for an attack; one that was only late comes again.";
 }
 
 #[cfg(test)]

@@ -12,6 +12,13 @@ pub const HELD_HELLO_REPLY: u32 = 2;
 /// An authenticated packet whose pair of identities has not been judged yet; handed back unchanged once it is.
 pub const HELD_JUDGE: u32 = 3;
 
+/// A SYN of a local PU whose identity is not complete yet.
+pub const HELD_OUTGOING: u32 = 5;
+/// A SYN toward a PU of this host whose identity is not complete yet; handed back unchanged once it is.
+pub const HELD_INCOMING: u32 = 6;
+/// A peer's PU has new tags, or a peer has heard of those of ours.
+pub const HELD_UPDATE: u32 = 7;
+
 /// Record of the ring `HANDSHAKES`: a frame taken out of the kernel's path.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

@@ -25,6 +25,8 @@ pub struct Pu {
 
 /// The PU's namespace is in observe mode: what policy refuses is let through, and told of.
 pub const PU_OBSERVED: u16 = 1;
+/// Not all tags of the PU are known yet: it may not communicate, and its first SYNs wait.
+pub const PU_INCOMPLETE: u16 = 2;
 
 /// Value of `CREDENTIALS`: what is attached to first-contact packets.
 #[repr(C)]
@@ -90,6 +92,8 @@ pub struct SessionPu {
 pub struct PeerPu {
     /// End of its Trust Profile's validity, `CLOCK_MONOTONIC` nanoseconds.
     pub until_ns: u64,
+    /// When its Trust Profile was issued, Unix milliseconds: an UPDATE with an older one is void.
+    pub issued_ms: u64,
     /// Its identity.
     pub identity: u32,
     /// Zero.

@@ -33,6 +33,12 @@ pub const CHALLENGE: u8 = 7;
 /// Refused; `flags` holds the number of the [`crate::drop_reason::Reason`].
 pub const DENY: u8 = 8;
 
+/// On an established connection: the tags of the sender's PU changed. Its new credential follows as payload; with the flag
+/// [`UPDATE_HEARD`] and without payload it is the answer. Never handed to the stack.
+pub const UPDATE: u8 = 9;
+/// Flag of UPDATE: the sender has put the credential of that MAC in force.
+pub const UPDATE_HEARD: u8 = 1;
+
 /// The option as it lies in the packet. Aligned so that the kernel side moves it by words, not byte by byte.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,6 +146,14 @@ pub fn mac(key: &MacKey, packet_type: u8, flags: u8, handle: u16, index: u32, tr
     siphash24_3(key, head, isns, transcript.peer_handle as u64)
 }
 
+/// The MAC of an UPDATE: over its own fields, the initial sequence numbers of the connection it is about, and the credential it
+/// brings or answers, by the second part of its hash.
+pub fn update_mac(key: &MacKey, flags: u8, handle: u16, index: u32, transcript: &Transcript, credential: u64) -> u64 {
+    let head = UPDATE as u64 | (flags as u64) << 8 | (handle as u64) << 16 | (index as u64) << 32;
+    let isns = transcript.sender_isn as u64 | (transcript.peer_isn as u64) << 32;
+    siphash24_3(key, head, isns, credential)
+}
+
 /// A complete option with its MAC.
 #[inline(always)]
 pub fn sealed(
@@ -243,5 +257,14 @@ mod tests {
         assert_ne!(base, mac(&key, RESUME, 0, 6, 7, &Transcript { peer_isn: 5, ..t }));
         assert_ne!(base, mac(&key, RESUME, 0, 6, 7, &Transcript { peer_handle: 6, ..t }));
         assert_ne!(base, mac(&MacKey { k0: 2, k1: 2 }, RESUME, 0, 6, 7, &t));
+        let base = update_mac(&key, 0, 6, 7, &t, 8);
+        assert_ne!(base, update_mac(&key, UPDATE_HEARD, 6, 7, &t, 8));
+        assert_ne!(base, update_mac(&key, 0, 5, 7, &t, 8));
+        assert_ne!(base, update_mac(&key, 0, 6, 8, &t, 8));
+        assert_ne!(base, update_mac(&key, 0, 6, 7, &Transcript { sender_isn: 4, ..t }, 8));
+        assert_ne!(base, update_mac(&key, 0, 6, 7, &Transcript { peer_isn: 5, ..t }, 8));
+        assert_ne!(base, update_mac(&key, 0, 6, 7, &t, 9));
+        // The third word is another thing elsewhere, but so is the type.
+        assert_ne!(update_mac(&key, 0, 6, 7, &t, 5), mac(&key, CONFIRM, 0, 6, 7, &t));
     }
 }

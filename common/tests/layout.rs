@@ -93,7 +93,7 @@ fn identities() {
     layout!(Session, 48, key_out @ 0, key_in @ 16, until_ns @ 32, peer_index @ 40, peer @ 44);
     layout!(PeerAddr, 20, addr @ 0, port @ 16, pad @ 18);
     layout!(SessionPu, 8, session @ 0, handle @ 4, pad @ 6);
-    layout!(PeerPu, 16, until_ns @ 0, identity @ 8, pad @ 12);
+    layout!(PeerPu, 24, until_ns @ 0, issued_ms @ 8, identity @ 16, pad @ 20);
     layout!(Network, 8, external @ 0, flags @ 4);
     layout!(ListenerKey, 20, addr @ 0, port @ 16, pad @ 18);
 }

@@ -16,7 +16,7 @@ use aya_ebpf::{
 use common::{
     abi::{MAX_CGROUP_DEPTH, PU_TOO_DEEP},
     flow::FlowKey,
-    identity::{PU_OBSERVED, Pu},
+    identity::{PU_INCOMPLETE, PU_OBSERVED, Pu},
 };
 
 use crate::{
@@ -84,6 +84,12 @@ pub fn is_observed(pu: u32) -> bool {
 #[inline(always)]
 pub fn observes(info: &Pu) -> bool {
     info.flags & PU_OBSERVED != 0
+}
+
+/// Whether all tags of a PU are known; until then it may not communicate.
+#[inline(always)]
+pub fn is_complete(info: &Pu) -> bool {
+    info.flags & PU_INCOMPLETE == 0
 }
 
 #[inline(always)]

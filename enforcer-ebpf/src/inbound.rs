@@ -4,15 +4,16 @@ use aya_ebpf::{EbpfContext, programs::TcContext};
 use common::{
     abi::Config,
     drop_reason::Reason,
+    event::HELD_UPDATE,
     flow::{CLIENT, CONFIRMING, CUT, ESTABLISHED, FLAG_CREDENTIAL_SENT, Flow, SERVER, SYN_RECEIVED, SYN_SENT},
     identity::SessionPu,
-    wire::{CONFIRM, DENY, RETRY, Transcript, mac},
+    wire::{CONFIRM, DENY, RETRY, Transcript, UPDATE, mac},
 };
 
 use crate::{
     attribute::{Source, UNMANAGED, ifindex, is_forwarded, is_observed, pu_info},
     cleared::cleared,
-    emit::{At, Parties, count_handshake, count_reason, refused},
+    emit::{At, Hold, Parties, count_handshake, count_reason, hold, refused},
     flow_table::{Lookup, account_in, find, started},
     inbound_answer::{answered, refused_by_peer, retry_asked},
     inbound_open::opened,
@@ -86,9 +87,38 @@ fn of_flow(packet: &Packet, flow: &mut Flow) -> i32 {
         if flow.generation != packet.config.generation && !rejudge(packet.key, flow, packet.config.generation) {
             return reset_sender(packet);
         }
+        if is_update(packet) {
+            return updated(packet, flow);
+        }
         return admit(packet, flow);
     }
     handshake(packet, flow)
+}
+
+#[inline(always)]
+fn is_update(packet: &Packet) -> bool {
+    packet.tcp.option.is_some_and(|option| option.packet_type() == UPDATE)
+}
+
+/// The tags of the peer's PU changed, or the peer has heard of those of ours: the agent's to verify, never the stack's to see.
+/// One that cannot be held comes again.
+#[inline(never)]
+fn updated(packet: &Packet, flow: &Flow) -> i32 {
+    if flow.session == 0 {
+        return drop_with(packet, flow, Reason::UpdateVoid);
+    }
+    count_handshake(UPDATE, true);
+    let what = Hold {
+        kind: HELD_UPDATE,
+        pu: flow.pu,
+        subject: flow.session,
+        object: 0,
+        at_pu_interface: packet.source == Source::Interface,
+    };
+    match hold(packet.ctx, packet.key, &what) {
+        Ok(()) => DROP,
+        Err(reason) => drop_with(packet, flow, reason),
+    }
 }
 
 #[inline(always)]
@@ -112,6 +142,7 @@ fn handshake(packet: &Packet, flow: &mut Flow) -> i32 {
         // ends it (RFC 9293 section 3.10.7.3), and takes nothing else from it.
         SYN_SENT if flags & FIN == 0 && packet.tcp.payload == 0 => PASS,
         CONFIRMING if flags & SYN != 0 => answered(packet, flow),
+        CONFIRMING if is_update(packet) => updated(packet, flow),
         CONFIRMING => {
             flow.state = ESTABLISHED;
             started(packet.key, flow);

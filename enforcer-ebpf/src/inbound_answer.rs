@@ -246,6 +246,7 @@ fn start_over(packet: &Packet, flow: &mut Flow) -> Result<(), Reason> {
     flow.flags |= FLAG_RETRIED;
     flow.path = PATH_HELLO;
     flow.session = 0;
+    flow.local_handle = info.handle;
     reissue(packet, &option, credential)?;
     count_handshake(HELLO, false);
     Ok(())
@@ -290,6 +291,7 @@ fn answer_again(packet: &Packet, flow: &mut Flow) -> Result<(), Reason> {
     count_handshake(RETRY, true);
     flow.flags |= FLAG_RETRIED | common::flow::FLAG_CREDENTIAL_SENT;
     flow.path = PATH_HELLO;
+    flow.local_handle = info.handle;
     let transcript = Transcript { sender_isn: flow.local_isn, peer_isn: flow.peer_isn, peer_handle: flow.peer_handle };
     let option = sealed(&session.key_out, HELLO_REPLY, 0, flow.local_handle, flow.session, &transcript);
     swap_ends(packet.ctx, packet.ip, packet.tcp)?;

@@ -4,7 +4,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use common::{
     abi::CONFIG_STRANGERS_REJECT,
     drop_reason::Reason,
-    event::{HELD_HELLO, HELD_JUDGE},
+    event::{HELD_HELLO, HELD_INCOMING, HELD_JUDGE},
     flow::{
         ESTABLISHED, FLAG_FIN_IN, FLAG_FIN_OUT, FLAG_LOG, FLAG_RST, Flow, PATH_EXTERNAL, PATH_RESUME, SERVER,
         SYN_RECEIVED, SYN_SENT,
@@ -16,7 +16,7 @@ use common::{
 
 use crate::{
     attribute::Source,
-    attribute::{ifindex, observes, pu_info},
+    attribute::{ifindex, is_complete, observes, pu_info},
     cleared::cleared,
     emit::{At, Hold, Parties, count_handshake, count_reason, hold, now, refused},
     flow_table::{account_in, coarse_now, enter},
@@ -109,6 +109,9 @@ fn is_repeated(packet: &Packet, flow: &Flow) -> bool {
 fn judge_syn(packet: &Packet, pu: u32, parties: &mut Parties) -> Result<Outcome, Refusal> {
     let info = pu_info(pu).ok_or(Refusal::new(Outcome::Drop, Reason::NoCredential))?;
     parties.local_identity = info.identity;
+    if !is_complete(info) {
+        return to_agent(packet, HELD_INCOMING, pu, 0, info.identity);
+    }
     let Some(option) = packet.tcp.option else { return stranger(packet, pu, info, parties) };
     match option.packet_type() {
         HELLO => {

@@ -5,13 +5,14 @@ use common::{
     drop_reason::Reason,
     event::EVENT_CUT,
     flow::{CLIENT, CUT, Flow, FlowKey},
+    identity::SessionPu,
     verdict::{Pair, VERDICT_ALLOW, VERDICT_LOG, position},
 };
 
 use crate::{
-    attribute::is_observed,
+    attribute::{is_observed, pu_info},
     emit::{count_reason, flow_event},
-    maps::{INTERVALS, PAIRS},
+    maps::{INTERVALS, PAIRS, PEER_PUS},
 };
 
 /// What the policy says.
@@ -78,10 +79,27 @@ pub fn judge(subject: u32, object: u32, position: u32) -> Option<Verdict> {
     Some(Verdict::NONE)
 }
 
+/// What the ends of a flow are by now: tags change while connections live. A PU that is gone stays what it was; so does a
+/// peer's that was forgotten.
+#[inline(always)]
+fn refresh(flow: &mut Flow) {
+    if let Some(info) = pu_info(flow.pu) {
+        flow.local_identity = info.identity;
+    }
+    if flow.session != 0 {
+        let peer = SessionPu { session: flow.session, handle: flow.peer_handle, pad: 0 };
+        // SAFETY: the agent replaces entries whole; the identity is one word.
+        if let Some(peer) = unsafe { PEER_PUS.get(peer) } {
+            flow.peer_identity = peer.identity;
+        }
+    }
+}
+
 /// Judges a live flow under the present policy `generation`; cuts it if it is no longer allowed. A pair nobody has
 /// judged under this policy keeps its verdict until the agent, which judges all pairs in use, has come by.
 #[inline(never)]
 pub fn rejudge(key: &FlowKey, flow: &mut Flow, generation: u32) -> bool {
+    refresh(flow);
     let (subject, object, port) = if flow.role == CLIENT {
         (flow.local_identity, flow.peer_identity, key.remote_port)
     } else {

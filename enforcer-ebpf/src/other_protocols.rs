@@ -9,7 +9,7 @@ use common::{
 };
 
 use crate::{
-    attribute::{Source, UNMANAGED, ifindex, observes, pu_info},
+    attribute::{Source, UNMANAGED, ifindex, is_complete, observes, pu_info},
     cleared::cleared,
     emit::{At, Parties, config, count_reason, now, refused},
     flow_table::{Lookup, coarse_now, enter, find},
@@ -172,6 +172,9 @@ fn external(
 ) -> Result<(), Reason> {
     let info = pu_info(parties.pu).ok_or(Reason::NoCredential)?;
     parties.local_identity = info.identity;
+    if !is_complete(info) {
+        return Err(Reason::PuIncomplete);
+    }
     if ip.extended {
         return Err(Reason::ExtensionHeader);
     }

@@ -204,6 +204,11 @@ fn write_answer(packet: &Packet, flow: &mut Flow) -> Result<(), Reason> {
         return Ok(());
     }
     let info = pu_info(flow.pu).ok_or(Reason::NoCredential)?;
+    if flow.credential == 0 {
+        // From here on the answer stays what it is, whatever becomes of the PU's tags.
+        flow.credential = info.credential;
+        flow.local_handle = info.handle;
+    }
     // SAFETY: the agent writes a fresh slot before it names it in `PUS`.
     let credential = unsafe { CREDENTIALS.get(credential_slot(flow, info)) }.ok_or(Reason::NoCredential)?;
     let option = sealed(&session.key_out, HELLO_REPLY, 0, flow.local_handle, flow.session, &transcript);

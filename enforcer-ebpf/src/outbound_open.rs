@@ -4,6 +4,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use common::{
     abi::PU_UNSORTED,
     drop_reason::Reason,
+    event::HELD_OUTGOING,
     flow::{CLIENT, CUT, ESTABLISHED, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_HELLO, PATH_RESUME, SYN_SENT},
     identity::{Credential, NETWORK_IDENTITY, PeerAddr, Pu, Session, SessionPu},
     verdict::position,
@@ -11,9 +12,9 @@ use common::{
 };
 
 use crate::{
-    attribute::{ifindex, observes, pu_info},
+    attribute::{Source, ifindex, is_complete, observes, pu_info},
     cleared::cleared,
-    emit::{At, Parties, count_handshake, count_reason, now, refused},
+    emit::{At, Hold, Parties, count_handshake, count_reason, hold, now, refused},
     flow_table::{account_out, coarse_now, enter, remove},
     judge::{Verdict, judge},
     maps::{CREDENTIALS, KNOWN_TO_PEER, NETWORKS, PEER_ADDRS, SESSIONS},
@@ -36,10 +37,27 @@ pub fn open(packet: &Packet, pu: u32, existing: Option<&mut Flow>) -> i32 {
     }
     match try_open(packet, pu, existing, parties) {
         Ok(()) => PASS,
+        Err(Reason::PuIncomplete) => wait(packet, parties),
         Err(reason) => {
             remove(packet.key);
             refuse_locally(packet, parties, reason)
         }
+    }
+}
+
+/// The agent keeps the SYN until it is known what the PU is.
+#[inline(never)]
+fn wait(packet: &Packet, parties: &Parties) -> i32 {
+    let what = Hold {
+        kind: HELD_OUTGOING,
+        pu: parties.pu,
+        subject: parties.local_identity,
+        object: 0,
+        at_pu_interface: packet.source == Source::Interface,
+    };
+    match hold(packet.ctx, packet.key, &what) {
+        Ok(()) => DROP,
+        Err(reason) => refuse_locally(packet, parties, reason),
     }
 }
 
@@ -50,6 +68,9 @@ fn try_open(packet: &Packet, pu: u32, existing: Option<&mut Flow>, parties: &mut
     parties.local_identity = info.identity;
     if packet.tcp.option.is_some() {
         return Err(Reason::ForgedByPu);
+    }
+    if !is_complete(info) {
+        return Err(Reason::PuIncomplete);
     }
     let network = NETWORKS.get(&Key::new(128, packet.ip.dst)).copied().unwrap_or_default();
     if network.external != 0 && external(packet, pu, info, network.external, parties)? {

@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         namespace: "/acme/prod".into(),
         tags: Tags::from([("app".into(), ["web".into()].into()), ("user".into(), ["prod".into()].into())]),
         issued: NOW,
+        issued_ms: 0,
         expires: NOW + 300,
         prekey: prekeys.current(),
     };

@@ -68,7 +68,7 @@ fn expected() -> Vec<(&'static str, Shape, Shape)> {
         ("CREDENTIALS", u32_key(), shape!(Credential: hash_index, len, hash_mac, csum, pad, bytes)),
         ("SESSIONS", u32_key(), shape!(Session: key_out, key_in, until_ns, peer_index, peer)),
         ("PEER_ADDRS", shape!(PeerAddr: addr, port, pad), u32_key()),
-        ("PEER_PUS", session_pu(), shape!(PeerPu: until_ns, identity, pad)),
+        ("PEER_PUS", session_pu(), shape!(PeerPu: until_ns, issued_ms, identity, pad)),
         ("KNOWN_TO_PEER", session_pu(), Shape::Integer { size: 8 }),
         (
             "NETWORKS",

@@ -77,6 +77,7 @@ impl Machine {
                 namespace: "/".into(),
                 tags,
                 issued: NOW - 10,
+                issued_ms: 0,
                 expires: NOW + 300,
                 prekey: prekeys.current(),
             };

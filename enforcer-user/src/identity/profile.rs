@@ -25,6 +25,8 @@ pub struct TrustProfile {
     pub tags: Tags,
     /// When it was issued, Unix seconds.
     pub issued: u64,
+    /// Milliseconds beyond that: no two profiles of a PU were issued at the same time.
+    pub issued_ms: u16,
     /// When it ends, Unix seconds.
     pub expires: u64,
     /// The enforcer's prekey at that time.
@@ -65,6 +67,8 @@ struct Json {
     ns: String,
     handle: u16,
     iat: u64,
+    #[serde(default)]
+    ms: u16,
     exp: u64,
     prekey: String,
     epoch: u32,
@@ -84,6 +88,7 @@ impl TrustProfile {
             ns: self.namespace.clone(),
             handle: self.handle,
             iat: self.issued,
+            ms: self.issued_ms,
             exp: self.expires,
             prekey: URL_SAFE_NO_PAD.encode(self.prekey.key),
             epoch: self.prekey.epoch,
@@ -111,11 +116,17 @@ impl TrustProfile {
             namespace: json.ns,
             tags,
             issued: json.iat,
+            issued_ms: json.ms,
             expires: json.exp,
             prekey: PublicPrekey { key: key.ok_or(ProfileError::Prekey)?, epoch: json.epoch },
         };
         profile.validate()?;
         Ok(profile)
+    }
+
+    /// When it was issued, Unix milliseconds: later profiles of a PU have a larger one.
+    pub fn issued_at_ms(&self) -> u64 {
+        self.issued.saturating_mul(1000).saturating_add(self.issued_ms.into())
     }
 
     /// Each tag as `key=value`, sorted.
@@ -162,6 +173,7 @@ mod tests {
                 },
             ),
             issued: 100,
+            issued_ms: 0,
             expires: 200,
             prekey: PublicPrekey { key: [9; 32], epoch: 4000 },
         }

@@ -53,6 +53,7 @@ pub(crate) fn profile(enforcer: &EnforcerId, prekey: PublicPrekey) -> TrustProfi
             tags
         }),
         issued: NOW - 10,
+        issued_ms: 0,
         expires: NOW + 300,
         prekey,
     }

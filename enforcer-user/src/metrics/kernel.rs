@@ -193,6 +193,7 @@ const PACKET_TYPES: &[(&str, u8)] = &[
     ("confirm", wire::CONFIRM),
     ("retry", wire::RETRY),
     ("challenge", wire::CHALLENGE),
+    ("update", wire::UPDATE),
     ("deny", wire::DENY),
 ];
 

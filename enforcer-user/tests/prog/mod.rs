@@ -156,7 +156,7 @@ impl Bench {
 
     /// A verified PU of a peer.
     pub fn peer_pu(&self, session: u32, handle: u16, identity: u32) {
-        let entry = PeerPu { until_ns: u64::MAX, identity, pad: 0 };
+        let entry = PeerPu { until_ns: u64::MAX, identity, ..PeerPu::default() };
         self.maps.peer_pus.insert(&SessionPu { session, handle, pad: 0 }, &entry).unwrap();
     }
 

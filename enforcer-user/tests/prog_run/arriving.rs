@@ -112,7 +112,7 @@ fn unknown_sessions_and_handles_are_asked_to_start_over() {
             bench.session(SESSION, &session());
 
             let known = SessionPu { session: SESSION, handle: PEER_HANDLE, pad: 0 };
-            let expired = PeerPu { until_ns: prog::now() - TICK, identity: PEER_IDENTITY, pad: 0 };
+            let expired = PeerPu { until_ns: prog::now() - TICK, identity: PEER_IDENTITY, ..PeerPu::default() };
             bench.maps.peer_pus.insert(&known, &expired).unwrap();
             asked(resume(PEER_ISN, PEER_HANDLE), Reason::UnknownHandle);
             bench.peer_pu(SESSION, PEER_HANDLE, PEER_IDENTITY);

@@ -39,6 +39,7 @@ static ISSUED: LazyLock<Issued> = LazyLock::new(|| {
         namespace: "/acme/prod".into(),
         tags,
         issued: NOW - 10,
+        issued_ms: 0,
         expires: NOW + 300,
         prekey: PublicPrekey { key: [9; 32], epoch: NOW as u32 + 4000 },
     };

@@ -184,6 +184,7 @@ fn send_hello(stage: &Stage, host: &Host, port: u16, change: Change) -> Result<(
             namespace: "/demo".into(),
             tags: Tags::from([("app".into(), ["client".into()].into())]),
             issued: now() - 300,
+            issued_ms: 0,
             expires: now() + 300,
             prekey: PublicPrekey { key: [9; 32], epoch: (now() + 4000) as u32 },
         },
