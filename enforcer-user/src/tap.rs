@@ -111,6 +111,14 @@ impl Tap {
         }
     }
 
+    /// Counts under an entry of `REASON_STATS` what no frame is sent for; one that is lost is logged.
+    pub fn count(&self, entry: u32) {
+        // Redirected to no interface, so dropped, after it was counted.
+        if let Err(error) = self.inject(&[0; FRAME_MIN], 0, 0, entry) {
+            tracing::debug!(%error, "a verdict was not counted");
+        }
+    }
+
     /// Removes the device; whether there was one.
     ///
     /// # Errors

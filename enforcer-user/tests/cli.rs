@@ -344,7 +344,14 @@ fn exec_joins_the_cgroup_and_exits_with_the_commands_code() {
     assert_eq!(fs::read_to_string(played.dir.path().join("cgroup/cgroup.procs")).expect("readable"), "0\n");
     let tags = [("app", "api"), ("app", "web")].map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let asked = played.agent.asked.lock().expect("lock");
-    let add = Request::PuAdd { target: PuTarget::Command, name: Some("w".into()), namespace: None, tags, token: None };
+    let add = Request::PuAdd {
+        target: PuTarget::Command,
+        name: Some("w".into()),
+        namespace: None,
+        tags,
+        token: None,
+        incomplete: false,
+    };
     assert_eq!(*asked, [add, Request::PuRelease { pu: "pu-7".into() }]);
 }
 

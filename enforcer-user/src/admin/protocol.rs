@@ -68,6 +68,9 @@ pub enum Request {
         /// A user's token, whose claims become tags of the PU until it ends.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         token: Option<Secret>,
+        /// More tags follow: until the PU is complete it may not communicate.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        incomplete: bool,
     },
     /// Switch observe mode on or off.
     Observe {
@@ -75,6 +78,18 @@ pub enum Request {
         namespace: Option<String>,
         /// Allow and record everything, or enforce.
         on: bool,
+    },
+    /// Change the tags that people gave a PU.
+    PuTag {
+        /// Its id or its name.
+        pu: String,
+        /// `key=value`; the key has these values afterwards, and no other.
+        set: BTreeSet<(String, String)>,
+        /// Keys it has no more.
+        unset: BTreeSet<String>,
+        /// All tags are there.
+        #[serde(default)]
+        complete: bool,
     },
     /// A PU is no longer one; its processes become unmanaged.
     PuRemove {

@@ -124,6 +124,28 @@ pub struct PuView {
     /// Its namespace is in observe mode.
     #[serde(default)]
     pub observed: bool,
+    /// What its source calls it.
+    #[serde(default)]
+    pub key: String,
+    /// Not all its tags are known yet; until then it may not communicate.
+    #[serde(default)]
+    pub incomplete: bool,
+    /// Every tag, with where it comes from.
+    #[serde(default)]
+    pub all_tags: Vec<TagView>,
+}
+
+/// A tag of a PU.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct TagView {
+    /// Key.
+    pub key: String,
+    /// Value.
+    pub value: String,
+    /// Who says so: `user`, `config`, `object`, `container`, …
+    pub sources: Vec<String>,
+    /// Whether the Trust Profile carries it, so that policy judges by it.
+    pub carried: bool,
 }
 
 /// `enforcer peers`: an enforcer met.
@@ -191,6 +213,12 @@ pub struct FlowView {
     pub pu: String,
     /// `enforcer/pu` of the peer, or the external network; empty if unknown.
     pub peer: String,
+    /// Tags of the PU that policy judges by, `key=value`; empty while no agent runs.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// The peer's.
+    #[serde(default)]
+    pub peer_tags: Vec<String>,
     /// `syn_sent`, `syn_received`, `confirming`, `established` or `cut`.
     pub state: String,
     /// Rule that allowed it, `policy/rule`.

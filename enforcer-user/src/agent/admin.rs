@@ -1,15 +1,21 @@
 //! Answers of the agent to the admin socket and to the metrics' endpoint.
 
-use std::{collections::HashSet, io, sync::Arc, sync::atomic::Ordering};
+use std::{
+    collections::{BTreeSet, HashSet},
+    io,
+    sync::Arc,
+    sync::atomic::Ordering,
+};
 
 use common::flow::FlowKey;
 use tokio::sync::mpsc;
 
-use super::{Shared, policy_apply, pus, views};
+use super::{Shared, policy_apply, profiles, pus, views};
 use crate::{
     admin::{AdminError, Answer, Caller, ErrorKind, FollowItem, Handler, Request, Response},
     identity::Tags,
     metrics::{INTERFACE_STATES, KernelSnapshot, KernelStats, MapFill},
+    workload::{TagSet, TagSource, tags::check_plain},
 };
 
 /// The agent behind its admin socket.
@@ -51,18 +57,27 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
             Ok(Response::Explained((&explained).into()))
         }
         Request::Forget { peer } => forget(shared, peer.as_deref()).map(Response::Forgotten),
-        Request::PuAdd { target, name, namespace, tags, token } => {
+        Request::PuAdd { target, name, namespace, tags, token, incomplete } => {
             tracing::info!(uid = caller.uid, pid = ?caller.pid, "asked for a PU");
-            let mut set = Tags::new();
+            let mut plain = Tags::new();
             for (key, value) in tags {
-                set.entry(key).or_default().insert(value);
+                check_plain(&key, &value).map_err(|error| AdminError::new(ErrorKind::Invalid, error.to_string()))?;
+                plain.entry(key).or_default().insert(value);
             }
+            let mut all = TagSet::from_iter([(TagSource::User, plain)]);
             if let Some(token) = token {
                 let session = shared.facts.session(token.expose(), super::clock::now());
-                set.extend(session.map_err(|error| AdminError::new(ErrorKind::Denied, error.to_string()))?.tags);
+                let session = session.map_err(|error| AdminError::new(ErrorKind::Denied, error.to_string()))?;
+                all.add(TagSource::Token, session.tags);
             }
-            let (id, name, cgroup) = pus::add(shared, pus::Wanted { target, name, namespace, tags: set })?;
+            let wanted =
+                pus::Wanted { key: None, target, name, any_name: false, namespace, tags: all, complete: !incomplete };
+            let (id, name, cgroup) = pus::add(shared, wanted)?;
             Ok(Response::PuAdded { id, name, cgroup })
+        }
+        Request::PuTag { pu, set, unset, complete } => {
+            tracing::info!(uid = caller.uid, pid = ?caller.pid, pu, "asked for other tags");
+            tag(shared, &pu, set, unset, complete).map(|()| Response::Done)
         }
         Request::PuRemove { pu } => pus::remove(shared, &pu).map(|()| Response::Done),
         Request::Observe { namespace, on } => {
@@ -71,6 +86,39 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
         Request::PuRelease { pu } => pus::release(shared, &pu).map(|()| Response::Done),
         Request::Follow => Err(AdminError::new(ErrorKind::Invalid, "following is a stream, not a request")),
     }
+}
+
+/// Changes the tags that people gave a PU: `unset` takes keys away, `set` gives a key these values instead of those it had.
+fn tag(
+    shared: &Shared,
+    which: &str,
+    set: BTreeSet<(String, String)>,
+    unset: BTreeSet<String>,
+    complete: bool,
+) -> Result<(), AdminError> {
+    for (key, value) in &set {
+        check_plain(key, value).map_err(|error| AdminError::new(ErrorKind::Invalid, error.to_string()))?;
+    }
+    let (index, mut tags) = {
+        let state = shared.state();
+        let index = pus::find(&state, which)?;
+        let tags = state.pus.get(&index).and_then(|pu| pu.set.get(TagSource::User).cloned());
+        (index, tags.unwrap_or_default())
+    };
+    for key in &unset {
+        if tags.remove(key).is_none() {
+            let message = format!("`{which}` has no tag `{key}` that anybody gave it; see `enforcer pus`");
+            return Err(AdminError::new(ErrorKind::NotFound, message));
+        }
+    }
+    for (key, _) in &set {
+        tags.remove(key);
+    }
+    for (key, value) in set {
+        tags.entry(key).or_default().insert(value);
+    }
+    profiles::set_tags(shared, index, TagSource::User, &tags)?;
+    if complete { profiles::complete(shared, index) } else { Ok(()) }
 }
 
 /// Forgets sessions, so that the next contact is a first contact; live flows go on.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     handshake::SessionDoc,
-    identity::{AuthorityId, Verifier},
+    identity::{AuthorityId, Tags, Verifier},
 };
 
 /// Takes over everything; returns the sessions with peers that are no longer trusted, which are forgotten, but whose flows
@@ -25,7 +25,18 @@ pub(super) fn adopt(state: &mut State, verifier: &Verifier) -> anyhow::Result<Ha
     // Whatever bears an index, known or not, it is not given away.
     let mut last = former.map_or(0, |former| former.next_pu.saturating_sub(1));
     last = state.pus.keys().copied().fold(last, u32::max);
-    state.maps.flows.for_each(|_, flow| last = last.max(flow.pu))?;
+    let handles: HashSet<u16> = state.pus.values().map(|pu| pu.handle).collect();
+    let (mut retired, mut untold) = (HashSet::new(), HashSet::new());
+    state.maps.flows.for_each(|_, flow| {
+        last = last.max(flow.pu);
+        if flow.session != 0 && !handles.contains(&flow.local_handle) {
+            retired.insert(flow.local_handle);
+            untold.insert(flow.pu);
+        }
+    })?;
+    state.retired = retired;
+    // Whether those peers have heard of the tags that changed before is not known.
+    untold.into_iter().for_each(|pu| state.announce(pu));
     state.next_pu = last.saturating_add(1);
     state.save_agent_doc()?;
     Ok(distrusted)
@@ -98,10 +109,15 @@ fn pus(state: &mut State) -> anyhow::Result<()> {
         let populated = matches!(doc.target, TargetDoc::Command { .. });
         let mut pu = LocalPu {
             index,
+            key: doc.key,
             id: doc.id,
             name: doc.name,
             namespace: doc.namespace,
-            tags: unflat(&doc.tags),
+            set: doc.tags,
+            tags: Tags::new(),
+            left_out: Vec::new(),
+            complete: doc.complete,
+            issued_ms: 0,
             target: doc.target,
             handle: doc.handle,
             identity: 0,
@@ -113,7 +129,17 @@ fn pus(state: &mut State) -> anyhow::Result<()> {
             created: clock::now(),
         };
         let name = pu.name.clone();
-        match state.sign(&pu) {
+        let signed = match state.choose(&pu.name, &pu.namespace, &pu.set) {
+            Ok(carried) => {
+                pu.tags = carried.tags;
+                state.sign(&mut pu)
+            }
+            Err(error) => {
+                pu.tags = pu.set.merged();
+                Err(error)
+            }
+        };
+        match signed {
             Ok(signed) => state.install(pu, signed)?,
             Err(error) => {
                 // It shows what the former agent signed, until that ends; upkeep tries again. Dropped, it would be enforced

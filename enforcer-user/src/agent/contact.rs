@@ -5,12 +5,15 @@ use std::time::Duration;
 use common::{
     abi::{self, INJECT_INGRESS, INJECT_TRUSTED},
     drop_reason::Reason,
-    event::{self, EVENT_DENY, Event, HELD_HELLO, HELD_HELLO_REPLY, HELD_JUDGE, Held},
+    event::{
+        self, EVENT_DENY, Event, HELD_HELLO, HELD_HELLO_REPLY, HELD_INCOMING, HELD_JUDGE, HELD_OUTGOING, HELD_UPDATE,
+        Held,
+    },
     flow::{CLIENT, CUT, ESTABLISHED, FLAG_LOG, Flow, PATH_HELLO, SERVER, SYN_RECEIVED, SYN_SENT},
     identity::{PeerAddr, SessionPu},
 };
 
-use super::{Shared, clock, state::State};
+use super::{Shared, clock, state::State, updates, waiting};
 use crate::{
     handshake::{Frame, HandshakeError, LocalPu, Session, build, initiator, responder},
     identity::VerifiedCredential,
@@ -20,13 +23,13 @@ use crate::{
 };
 
 /// A decision against a connection.
-struct Refusal {
-    reason: Reason,
+pub(super) struct Refusal {
+    pub reason: Reason,
     /// Session and identity of the peer, as far as they were established.
-    session: u32,
-    identity: u32,
-    rule: u32,
-    observed_rule: u32,
+    pub session: u32,
+    pub identity: u32,
+    pub rule: u32,
+    pub observed_rule: u32,
 }
 
 impl From<Reason> for Refusal {
@@ -36,7 +39,7 @@ impl From<Reason> for Refusal {
 }
 
 /// What went wrong inside is a refusal too: nothing passes unjudged.
-fn internal(error: impl Into<anyhow::Error>) -> Refusal {
+pub(super) fn internal(error: impl Into<anyhow::Error>) -> Refusal {
     let error = error.into();
     if let Some(MapWriteError::Full { .. }) = error.downcast_ref() {
         tracing::warn!(%error, "a first contact found no room");
@@ -62,6 +65,8 @@ pub(super) fn decide(shared: &Shared, metrics: &Metrics, held: &Held) {
         HELD_HELLO => (HandshakeKind::Hello, hello(shared, held, &frame)),
         HELD_HELLO_REPLY => (HandshakeKind::HelloReply, hello_reply(shared, held, &frame)),
         HELD_JUDGE => (HandshakeKind::Judge, judge(shared, held, &frame)),
+        HELD_UPDATE => (HandshakeKind::Update, updates::held(shared, held, &frame)),
+        HELD_OUTGOING | HELD_INCOMING => (HandshakeKind::Incomplete, waiting::held(shared, held, &frame)),
         other => {
             return tracing::error!(kind = other, "a held frame of unknown kind; is the eBPF object of this version?");
         }
@@ -69,7 +74,7 @@ pub(super) fn decide(shared: &Shared, metrics: &Metrics, held: &Held) {
     match result {
         Ok(()) => {
             metrics.handshake(kind, Reason::Allowed);
-            if kind != HandshakeKind::Judge {
+            if matches!(kind, HandshakeKind::Hello | HandshakeKind::HelloReply) {
                 metrics.first_contact(Duration::from_nanos(sys::monotonic_ns().saturating_sub(held.time_ns)));
             }
         }
@@ -88,14 +93,16 @@ fn hello(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal>
         tracing::debug!(%error, "a HELLO was refused");
         Refusal::from(error.reason())
     })?;
-    let (local, accept, identity) = {
+    let (local, accept, identity, credential) = {
         let mut guard = shared.state();
         let state = &mut *guard;
         let local = local_pu(state, held.pu)?;
         let accept = hello.accept(&mut state.handshake(), local, now).map_err(|error| Refusal::from(error.reason()))?;
         // Which index the peer goes by now is for its CONFIRM to say, in the kernel.
         let identity = meet(state, &accept.peer, &Session { peer_index: 0, ..accept.session.clone() })?;
-        (local, accept, identity)
+        // The answer shows what the client is answered for, whatever becomes of the PU's tags meanwhile.
+        let credential = state.pu_slots.get(held.pu).ok().flatten().map_or(0, |slot| slot.credential);
+        (local, accept, identity, credential)
     };
     settle_pair(shared, identity, local.identity, identity, accept.session.index)?;
     let mut guard = shared.state();
@@ -110,7 +117,7 @@ fn hello(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal>
         reason: verdict.lifted,
         flags: if verdict.log { FLAG_LOG } else { 0 },
         ifindex: held.ifindex,
-        credential: state.pu_slots.get(held.pu).ok().flatten().map_or(0, |slot| slot.credential),
+        credential,
         pu_ifindex: pu_interface(held),
         created_ns: held.time_ns,
         seen_ns: held.time_ns,
@@ -151,7 +158,8 @@ fn hello_reply(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Re
     let (local, reply, identity) = {
         let mut guard = shared.state();
         let state = &mut *guard;
-        let local = local_pu(state, held.pu)?;
+        // The handle is the one the SYN bore: the PU may have got another since, with other tags.
+        let local = LocalPu { handle: present.local_handle, ..local_pu(state, held.pu)? };
         let reply = match state.sessions.get(present.session).cloned() {
             Some(session) => shown.authenticate_in(session, local, present.local_isn, frame),
             None => shown.authenticate(&mut state.handshake(), local, present.local_isn, frame, now),
@@ -210,8 +218,8 @@ fn meet(state: &mut State, peer: &VerifiedCredential, session: &Session) -> Resu
     let identity = state.intern(&profile.namespace, &profile.tags, &label).map_err(internal)?;
     state.names.set_peer(session.index, identity, label);
     state.write_session(session, peer.authority()).map_err(internal)?;
-    state.know_peer(session.index, profile.handle, identity, peer.valid_until()).map_err(internal)?;
-    Ok(identity)
+    let key = SessionPu { session: session.index, handle: profile.handle, pad: 0 };
+    state.know_peer(key, identity, peer.valid_until(), profile.issued_at_ms()).map_err(internal)
 }
 
 /// The next connection to this address resumes the session.
@@ -256,9 +264,23 @@ fn judged(
 }
 
 /// Tells both ends why: the sender of the frame by a DENY, the client's own socket by a reset.
-fn refuse(shared: &Shared, held: &Held, frame: &Frame<'_>, refusal: &Refusal) {
+pub(super) fn refuse(shared: &Shared, held: &Held, frame: &Frame<'_>, refusal: &Refusal) {
     record(shared, held, refusal);
-    let count = abi::reason_stat(refusal.reason as u16, true);
+    let outgoing = held.kind == HELD_OUTGOING;
+    let count = abi::reason_stat(refusal.reason as u16, !outgoing);
+    if held.kind == HELD_UPDATE {
+        // The connection goes on as it was; whoever sent this learns nothing.
+        shared.tap.count(count);
+        return;
+    }
+    if outgoing {
+        let back = if held.at_pu_interface == 0 { INJECT_INGRESS } else { 0 };
+        if let Err(error) = shared.tap.inject(&build::refuse_sender(frame), held.ifindex, back | INJECT_TRUSTED, count)
+        {
+            tracing::warn!(%error, "a refusal could not be sent");
+        }
+        return;
+    }
     let session = shared.maps.sessions.get(&refusal.session).ok().flatten();
     let proof =
         session.as_ref().map(|session| build::DenyProof { key: &session.key_out, peer_index: session.peer_index });
@@ -286,14 +308,17 @@ fn pu_interface(held: &Held) -> u32 {
 }
 
 fn record(shared: &Shared, held: &Held, refusal: &Refusal) {
-    let role = if held.kind == HELD_HELLO { SERVER } else { CLIENT };
+    let role = match held.kind {
+        HELD_HELLO | HELD_INCOMING => SERVER,
+        _ => CLIENT,
+    };
     let local_identity = shared.state().pus.get(&held.pu).map_or(0, |pu| pu.identity);
     shared.log.push(&Event {
         time_ns: sys::monotonic_ns(),
         kind: EVENT_DENY,
         role,
         path: PATH_HELLO,
-        direction: event::INBOUND,
+        direction: if held.kind == HELD_OUTGOING { event::OUTBOUND } else { event::INBOUND },
         reason: refusal.reason as u16,
         key: held.key,
         pu: held.pu,

@@ -14,10 +14,15 @@ mod observe;
 mod offline;
 mod policy;
 mod policy_apply;
+mod profiles;
 mod pus;
+mod sink;
+mod sources;
 mod state;
+mod updates;
 mod upkeep;
 mod views;
+mod waiting;
 
 use std::{
     path::PathBuf,
@@ -45,11 +50,14 @@ use crate::{
     records::Recorder,
     ring::{Handshakes, Telemetry},
     tap::Tap,
+    workload::PuSink,
 };
 
 use names::NameTable;
 pub(crate) use offline::flows as offline_flows;
+use sink::Sink;
 use state::State;
+use waiting::Waiting;
 
 /// The eBPF object this agent was built with.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer.o"));
@@ -66,6 +74,7 @@ pub(crate) struct Shared {
     // Beside the state: signatures take long, and nobody shall wait for those of a flood.
     verifier: Mutex<Verifier>,
     kernel: Mutex<Kernel>,
+    waiting: Waiting,
     ready: Arc<AtomicBool>,
     started: Instant,
 }
@@ -127,6 +136,8 @@ fn start_and_serve(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<()>
         let shared = shared.clone();
         link_net::watch(move |change| upkeep::interface_changed(&shared, change)).context("watching interfaces")?
     };
+    let sink: Arc<dyn PuSink> = Arc::new(Sink(shared.clone()));
+    let sources = sources::start(&sink, shared.facts.sources()).context("the sources of PUs")?;
     let served = runtime.block_on(async {
         tokio::select! {
             served = serve(shared.clone(), metrics) => served,
@@ -135,6 +146,7 @@ fn start_and_serve(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<()>
             )),
         }
     });
+    drop(sources);
     drop(watch);
     drop(upkeep);
     upkeep::write_records(&shared, true);
@@ -187,6 +199,7 @@ fn start(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<Arc<Shared>> 
         state: Mutex::new(state),
         kernel: Mutex::new(kernel),
         verifier: Mutex::new(verifier),
+        waiting: Waiting::default(),
         ready,
         started: Instant::now(),
     });

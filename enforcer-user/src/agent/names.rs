@@ -12,6 +12,7 @@ use crate::{
     flow_log::{Names, Tagged},
     identity::EnforcerId,
     map_write::Maps,
+    workload::TagSet,
 };
 
 /// Names by number. Names of what has gone are kept: records outlive what they tell of.
@@ -168,8 +169,12 @@ pub(super) struct PuDoc {
     pub name: String,
     /// Namespace.
     pub namespace: String,
-    /// `key=value`.
-    pub tags: Vec<String>,
+    /// The tags of people, and those that travel, each under the first source it is from. The others are found again.
+    pub tags: TagSet,
+    /// What its source calls it.
+    pub key: String,
+    /// Whether its identity is complete.
+    pub complete: bool,
     /// Handle.
     pub handle: u16,
     /// What it is.

@@ -1,6 +1,6 @@
 //! Observe mode switched on and off: the kernel is told PU by PU, so that it holds while no agent runs.
 
-use common::identity::PU_OBSERVED;
+use common::identity::{PU_INCOMPLETE, PU_OBSERVED};
 use policy::Namespace;
 
 use super::{
@@ -59,21 +59,25 @@ impl State {
         self.pus.get(&pu).is_some_and(|pu| self.observes(pu))
     }
 
-    /// Tells the kernel whether a PU is observed.
-    pub fn mark_observed(&mut self, pu: &LocalPu) -> anyhow::Result<()> {
-        let flags = if self.observes(pu) { PU_OBSERVED } else { 0 };
+    /// Tells the kernel whether a PU is observed, and whether it is complete.
+    pub fn mark(&mut self, pu: &LocalPu) -> anyhow::Result<()> {
+        let flags = self.flags(pu);
         self.pu_slots.set_flags(pu.index, flags)?;
         Ok(())
     }
 
+    fn flags(&self, pu: &LocalPu) -> u16 {
+        let observed = if self.observes(pu) { PU_OBSERVED } else { 0 };
+        observed | if pu.complete { 0 } else { PU_INCOMPLETE }
+    }
+
     /// Tells the kernel of every PU, and to judge live flows again.
     fn mark_all(&mut self) -> anyhow::Result<()> {
-        let marks: Vec<(u32, bool)> = self.pus.values().map(|pu| (pu.index, self.observes(pu))).collect();
-        for (index, observed) in marks {
-            self.pu_slots.set_flags(index, if observed { PU_OBSERVED } else { 0 })?;
+        let marks: Vec<(u32, u16)> = self.pus.values().map(|pu| (pu.index, self.flags(pu))).collect();
+        for (index, flags) in marks {
+            self.pu_slots.set_flags(index, flags)?;
         }
-        self.config.update(|config| config.generation = config.generation.wrapping_add(1).max(1))?;
-        Ok(())
+        self.next_generation()
     }
 
     /// A namespace that cannot be read as one is enforced.

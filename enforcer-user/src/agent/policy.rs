@@ -1,6 +1,10 @@
 //! Policy in force: reading, applying all or nothing, judging live flows again, cutting those no longer allowed.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use common::{
     abi::{self, INJECT_INGRESS, INJECT_NEIGHBOUR, INJECT_TRUSTED},
@@ -262,26 +266,44 @@ pub(super) fn save_rule_names(shared: &Shared) {
 /// Judges every live flow; those no longer allowed are cut at both ends, whether or not a packet comes.
 pub(super) fn rejudge(shared: &Shared) {
     let mut doomed = Vec::new();
+    let mut unjudged = HashSet::new();
     {
         let state = shared.state();
-        let mut known = HashMap::new();
+        let (mut known, mut peers) = (HashMap::new(), HashMap::new());
         let result = shared.maps.flows.for_each(|key, flow| {
             if !matches!(flow.state, ESTABLISHED | CONFIRMING | SYN_RECEIVED) {
                 return;
             }
-            let (subject, object, port) = direction(key, flow);
+            let (local_identity, peer_identity) = state.parties(flow, &mut peers);
+            let flow = Flow { local_identity, peer_identity, ..*flow };
+            let (subject, object, port) = direction(key, &flow);
+            if !state.pairs.contains(&Pair { subject, object }) {
+                unjudged.insert((subject, object));
+            }
             let verdict = known
                 .entry((subject, object, key.proto, port))
                 .or_insert_with(|| state.verdict(subject, object, key.proto, port));
             if !verdict.allow && !state.is_observed(flow.pu) {
-                doomed.push((*key, *flow, verdict.rule));
+                doomed.push((*key, flow, verdict.rule));
             }
         });
         if let Err(error) = result {
             tracing::error!(%error, "not every flow could be judged again; each is at its next packet");
         }
     }
+    // Until the kernel has these it keeps the former verdicts of their flows.
+    for (subject, object) in unjudged {
+        if let Err(error) = patiently(|| shared.state().ensure_pair(subject, object)) {
+            tracing::warn!(%error, "a pair found no room");
+        }
+    }
     cut_all(shared, Reason::Revoked, &doomed);
+}
+
+/// How a frame gets from this end of a flow to the other.
+pub(super) fn outward(flow: &Flow) -> u32 {
+    const LOOPBACK: u32 = 1;
+    if flow.pu_ifindex != 0 || flow.ifindex == LOOPBACK { INJECT_INGRESS } else { INJECT_NEIGHBOUR }
 }
 
 fn direction(key: &FlowKey, flow: &Flow) -> (u32, u32, u16) {
@@ -357,10 +379,8 @@ fn cut(shared: &Shared, key: &FlowKey, flow: &Flow, reason: Reason, rule: u32, l
     if key.proto != libc::IPPROTO_TCP as u8 {
         return;
     }
-    const LOOPBACK: u32 = 1;
-    let own = flow.pu_ifindex != 0;
-    let inward = if own { INJECT_NEIGHBOUR } else { INJECT_INGRESS };
-    let outward = if own || flow.ifindex == LOOPBACK { INJECT_INGRESS } else { INJECT_NEIGHBOUR };
+    let inward = if flow.pu_ifindex != 0 { INJECT_NEIGHBOUR } else { INJECT_INGRESS };
+    let outward = outward(flow);
     let count = if fresh { abi::reason_stat(reason as u16, false) } else { 0 };
     let to = links.get(&flow.ifindex).copied().unwrap_or_default();
     for (toward, seq, ack, flags, count) in [

@@ -5,70 +5,62 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{
-    abi,
-    drop_reason::Reason,
-    identity::{PeerPu, SessionPu},
-};
+use common::{abi, drop_reason::Reason, identity::SessionPu};
 
 use super::{
     Shared, clock,
-    names::{AGENT_DOC, AgentDoc, PuDoc, TargetDoc},
+    names::{AGENT_DOC, AgentDoc, TargetDoc},
     policy,
-    state::{LocalPu, State, flat},
+    state::{LocalPu, State},
 };
 use crate::{
     admin::{AdminError, ErrorKind, PuTarget},
-    identity::{PreparedCredential, Tags, TrustProfile, credential},
+    identity::{PreparedCredential, credential},
     link_net,
     map_write::{INDEX_MAX, patiently},
-    workload::adopt,
+    workload::{TagSet, adopt},
 };
 
 /// What is to become a PU.
 pub(super) struct Wanted {
+    /// What its source calls it; none if a person makes it.
+    pub key: Option<String>,
     pub target: PuTarget,
     pub name: Option<String>,
+    /// Whether another name will do if this one is taken.
+    pub any_name: bool,
     pub namespace: Option<String>,
-    pub tags: Tags,
+    pub tags: TagSet,
+    pub complete: bool,
 }
 
 /// Makes a PU: it is enforced when this returns, the sockets it had before included.
 pub(super) fn add(shared: &Shared, wanted: Wanted) -> Result<(String, String, Option<PathBuf>), AdminError> {
-    let invalid = |message: String| AdminError::new(ErrorKind::Invalid, message);
-    let mut state = shared.state();
-    let index = state.next_pu()?;
-    let id = format!("pu{index}");
-    let name = wanted.name.unwrap_or_else(|| id.clone());
-    if state.pus.values().any(|pu| pu.name == name) {
-        return Err(AdminError::new(ErrorKind::Exists, format!("there is a PU named `{name}`; choose another --name")));
-    }
-    let namespace = wanted.namespace.unwrap_or_else(|| shared.config.namespace.clone());
-    let mut pu = LocalPu {
-        index,
-        id: id.clone(),
-        name,
-        namespace,
-        tags: wanted.tags,
-        target: TargetDoc::Interface { name: String::new(), index: 0 },
-        handle: state.free_handle(),
-        identity: 0,
-        credential: None,
-        error: None,
-        released: false,
-        populated: false,
-        created: clock::now(),
-    };
-    // Signed first: a profile that does not fit must leave nothing behind.
-    let credential = state.sign(&pu).map_err(|error| invalid(error.to_string()))?;
+    let (mut pu, credential) = draft(shared, &wanted)?;
+    let (index, id) = (pu.index, pu.id.clone());
+    // Without the lock: it looks into the file system.
     let (target, made) = resolve(shared, &wanted.target, &id)?;
-    if let Some(present) = state.pus.values().find(|present| present.target == target) {
-        return Err(AdminError::new(ErrorKind::Exists, format!("this is the PU `{}` already", present.name)));
-    }
     pu.target = target;
     let name = pu.name.clone();
-    let done = state.install(pu, credential);
-    drop(state);
+    let installed = {
+        let mut state = shared.state();
+        match state.pus.values().find(|present| present.target == pu.target || present.key == pu.key) {
+            Some(present) => {
+                let message = format!("this is the PU `{}` already", present.name);
+                Err(AdminError::new(ErrorKind::Exists, message))
+            }
+            None => Ok(state.install(pu, credential)),
+        }
+    };
+    let done = match installed {
+        Ok(done) => done,
+        Err(error) => {
+            if let Some(cgroup) = &made {
+                let _ = std::fs::remove_dir(cgroup);
+            }
+            return Err(error);
+        }
+    };
     let done =
         done.and_then(|()| Ok(patiently(|| shared.state().judge_externals())?)).and_then(|()| bind(shared, index));
     if let Err(error) = done {
@@ -78,6 +70,46 @@ pub(super) fn add(shared: &Shared, wanted: Wanted) -> Result<(String, String, Op
     }
     tracing::info!(pu = %name, "PU made");
     Ok((id, name, made))
+}
+
+/// A PU with everything but its target, signed: a profile that does not fit must leave nothing behind.
+fn draft(shared: &Shared, wanted: &Wanted) -> Result<(LocalPu, PreparedCredential), AdminError> {
+    let invalid = |error: credential::PrepareError| AdminError::new(ErrorKind::Invalid, error.to_string());
+    let mut state = shared.state();
+    let index = state.next_pu()?;
+    let id = format!("pu{index}");
+    let mut name = wanted.name.clone().unwrap_or_else(|| id.clone());
+    if state.pus.values().any(|pu| pu.name == name) {
+        if !wanted.any_name {
+            let message = format!("there is a PU named `{name}`; choose another --name");
+            return Err(AdminError::new(ErrorKind::Exists, message));
+        }
+        name = format!("{name}-{index}");
+    }
+    let namespace = wanted.namespace.clone().unwrap_or_else(|| shared.config.namespace.clone());
+    let carried = state.choose(&name, &namespace, &wanted.tags).map_err(invalid)?;
+    let mut pu = LocalPu {
+        index,
+        key: wanted.key.clone().unwrap_or_else(|| format!("user:{id}")),
+        id,
+        name,
+        namespace,
+        set: wanted.tags.clone(),
+        tags: carried.tags,
+        left_out: carried.left_out,
+        complete: wanted.complete,
+        issued_ms: 0,
+        target: TargetDoc::Interface { name: String::new(), index: 0 },
+        handle: state.free_handle(),
+        identity: 0,
+        credential: None,
+        error: None,
+        released: false,
+        populated: false,
+        created: clock::now(),
+    };
+    let credential = state.sign(&mut pu).map_err(invalid)?;
+    Ok((pu, credential))
 }
 
 /// The target as the kernel knows it; for a command, its new cgroup.
@@ -180,7 +212,7 @@ pub(super) fn release(shared: &Shared, which: &str) -> Result<(), AdminError> {
     Ok(())
 }
 
-fn find(state: &State, which: &str) -> Result<u32, AdminError> {
+pub(super) fn find(state: &State, which: &str) -> Result<u32, AdminError> {
     let found = state.pus.values().find(|pu| pu.id == which || pu.name == which).map(|pu| pu.index);
     found.ok_or_else(|| AdminError::new(ErrorKind::NotFound, format!("no PU `{which}`; see `enforcer pus`")))
 }
@@ -242,8 +274,9 @@ pub(super) fn interface_gone(shared: &Shared, ifindex: u32) {
     }
 }
 
-fn end(shared: &Shared, index: u32) {
+pub(super) fn end(shared: &Shared, index: u32) {
     let Some(pu) = shared.state().forget_pu(index) else { return };
+    shared.waiting.forget(index);
     match &pu.target {
         TargetDoc::Cgroup { path, .. } | TargetDoc::Command { path, .. } => {
             // Processes that remain belong to the PU around it, or are unmanaged: their sockets must not name a PU that
@@ -315,99 +348,15 @@ impl State {
         Ok(self.maps.pu_docs.insert(AGENT_DOC, &serde_json::to_vec(&doc)?)?)
     }
 
-    /// A handle no PU has. What peers remember of a former owner is void: it is taken from `KNOWN_TO_PEER` when the owner
+    /// A handle no PU has, and under which no peer knows a live connection. What peers remember of a former owner is void: it is taken from `KNOWN_TO_PEER` when the owner
     /// ends, so the new owner introduces itself first.
-    fn free_handle(&mut self) -> u16 {
+    pub fn free_handle(&mut self) -> u16 {
         loop {
             self.next_handle = self.next_handle.wrapping_add(1);
             let handle = self.next_handle;
-            if handle != 0 && self.pus.values().all(|pu| pu.handle != handle) {
+            if handle != 0 && !self.retired.contains(&handle) && self.pus.values().all(|pu| pu.handle != handle) {
                 return handle;
             }
-        }
-    }
-
-    /// Signs the Trust Profile of a PU.
-    pub fn sign(&self, pu: &LocalPu) -> Result<PreparedCredential, credential::PrepareError> {
-        let now = clock::now();
-        let profile = TrustProfile {
-            enforcer: self.own.id().clone(),
-            pu: pu.name.clone(),
-            handle: pu.handle,
-            namespace: pu.namespace.clone(),
-            tags: pu.tags.clone(),
-            issued: now,
-            expires: now + self.profile_lifetime,
-            prekey: self.prekeys.current(),
-        };
-        credential::prepare(&self.own, &profile)
-    }
-
-    /// Enters a PU everywhere but where its target leads to it, and but for its verdicts on external networks. What an error
-    /// leaves behind is the caller's to remove.
-    pub fn install(&mut self, mut pu: LocalPu, credential: PreparedCredential) -> anyhow::Result<()> {
-        let index = pu.index;
-        let entered = self.enter(&mut pu).and_then(|()| self.show(&mut pu, credential));
-        self.pus.insert(index, pu);
-        entered
-    }
-
-    /// As [`Self::install`], without a credential.
-    pub fn enter(&mut self, pu: &mut LocalPu) -> anyhow::Result<()> {
-        let label = format!("{}/{}", self.own.id().name(), pu.name);
-        pu.identity = self.intern(&pu.namespace, &pu.tags, &label)?;
-        self.names.set_pu(pu.index, &pu.name);
-        let doc = PuDoc {
-            id: pu.id.clone(),
-            name: pu.name.clone(),
-            namespace: pu.namespace.clone(),
-            tags: flat(&pu.tags),
-            handle: pu.handle,
-            target: pu.target.clone(),
-        };
-        self.maps.pu_docs.insert(pu.index, &serde_json::to_vec(&doc)?)?;
-        let self_session = self.config.current().self_session;
-        let own = SessionPu { session: self_session, handle: pu.handle, pad: 0 };
-        self.maps.peer_pus.insert(&own, &PeerPu { until_ns: u64::MAX, identity: pu.identity, pad: 0 })?;
-        self.maps.known_to_peer.insert(&own, &u64::MAX)?;
-        self.names.set_peer(self_session, pu.identity, label);
-        self.config.update(|config| config.flags |= abi::CONFIG_HAS_PU)?;
-        Ok(())
-    }
-
-    /// Puts a credential where the kernel takes it from.
-    fn show(&mut self, pu: &mut LocalPu, credential: PreparedCredential) -> anyhow::Result<()> {
-        let until = clock::monotonic(credential.expires());
-        self.pu_slots.set_credential(pu.index, pu.identity, pu.handle, &credential.map_value(), until)?;
-        self.mark_observed(pu)?;
-        pu.credential = Some(credential);
-        pu.error = None;
-        Ok(())
-    }
-
-    /// Signs all profiles again that are half-way to their end, or all.
-    pub fn renew(&mut self, all: bool) {
-        let now = clock::now();
-        let half = self.profile_lifetime / 2;
-        // A profile that ends later than one signed now is from a clock that has been set back since.
-        let from_the_future = now + self.profile_lifetime;
-        let due: Vec<u32> = self
-            .pus
-            .values()
-            .filter(|pu| {
-                let expires = pu.credential.as_ref().map(|signed| signed.expires());
-                all || expires.is_none_or(|expires| expires < now + half || expires > from_the_future)
-            })
-            .map(|pu| pu.index)
-            .collect();
-        for index in due {
-            let Some(mut pu) = self.pus.remove(&index) else { continue };
-            let renewed = self.sign(&pu).map_err(anyhow::Error::from).and_then(|signed| self.show(&mut pu, signed));
-            if let Err(error) = renewed {
-                tracing::error!(pu = %pu.name, %error, "cannot renew a Trust Profile");
-                pu.error = Some(error.to_string());
-            }
-            self.pus.insert(index, pu);
         }
     }
 
@@ -425,6 +374,7 @@ impl State {
             }
             TargetDoc::Interface { index, .. } => complain("its interface", self.maps.pu_ifaces.remove(&index)),
         }
+        self.announcing.remove(&index);
         complain("its description", self.maps.pu_docs.remove(index));
         complain("its slot", self.pu_slots.remove(index).map(|()| true));
         let listeners = self.maps.pu_listeners.retain(|_, owner| *owner != index);

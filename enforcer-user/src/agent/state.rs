@@ -10,6 +10,7 @@ use anyhow::Context;
 use common::{
     abi,
     drop_reason::Reason,
+    flow::Flow,
     identity::{PeerPu, SessionPu},
     verdict::Pair,
 };
@@ -19,6 +20,7 @@ use policy::{Action, Capabilities, Compiled, Identity, IdentityId, Moment, Names
 use super::{
     clock,
     names::{IdentityDoc, NameTable, TargetDoc},
+    updates::Announcing,
 };
 use crate::{
     config::{Config, Strangers, Unmanaged},
@@ -27,18 +29,31 @@ use crate::{
     identity::{Anchors, AuthorityId, OwnIdentity, Prekeys, PreparedCredential, Tags, Verifier},
     map_write::{ConfigWriter, MapWriteError, Maps, Networks, Pairs, Pus, intervals, network_table},
     observe::Observed,
+    workload::tags::{Carry, TagSet},
 };
 
 /// Sessions with other enforcers, at most; the size of the map.
 const SESSIONS_MAX: usize = 65_536;
 
 /// A PU of this host.
+#[derive(Clone)]
 pub(super) struct LocalPu {
     pub index: u32,
+    /// What its source calls it; `user:<id>` if a person made it.
+    pub key: String,
     pub id: String,
     pub name: String,
     pub namespace: String,
+    /// All that is known of it.
+    pub set: TagSet,
+    /// What of it travels, and so is its identity.
     pub tags: Tags,
+    /// Keys that shall travel and do not fit.
+    pub left_out: Vec<String>,
+    /// Nothing else is to be found; until then it is allowed nothing.
+    pub complete: bool,
+    /// When its profile was issued, Unix milliseconds.
+    pub issued_ms: u64,
     pub target: TargetDoc,
     pub handle: u16,
     pub identity: u32,
@@ -77,6 +92,14 @@ pub(super) struct State {
     pub observed: Observed,
     pub next_pu: u32,
     pub next_handle: u16,
+    /// Former handles of PUs whose tags changed, under which peers know connections that still live.
+    pub retired: HashSet<u16>,
+    /// Patterns of the tags that travel.
+    pub carry: Carry,
+    /// Identities of live flows changed: they are to be judged again.
+    pub moved: bool,
+    /// What peers are being told of changed tags, by PU.
+    pub announcing: HashMap<u32, Announcing>,
     pub profile_lifetime: u64,
 }
 
@@ -151,6 +174,10 @@ impl State {
             observed: Observed::load_or_enforce(&config.observe.state),
             next_pu: 1,
             next_handle: rand::random(),
+            retired: HashSet::new(),
+            carry: config.tags.carry(),
+            moved: false,
+            announcing: HashMap::new(),
             profile_lifetime: config.identity.profile_lifetime.as_secs(),
         })
     }
@@ -261,19 +288,61 @@ impl State {
     pub fn judge_externals(&mut self) -> Result<(), MapWriteError> {
         let externals: BTreeSet<u32> = self.compiled.external_prefixes().iter().map(|(_, id)| id.0).collect();
         let locals: BTreeSet<u32> = self.pus.values().map(|pu| pu.identity).collect();
-        for external in &externals {
-            for local in &locals {
-                self.judge_pair(Pair { subject: *local, object: *external })?;
-                self.judge_pair(Pair { subject: *external, object: *local })?;
-            }
+        for local in locals {
+            self.judge_externals_of(local, &externals)?;
         }
         Ok(())
     }
 
-    /// Makes a verified PU of a peer known to the kernel.
-    pub fn know_peer(&mut self, session: u32, handle: u16, identity: u32, until: u64) -> Result<(), MapWriteError> {
-        let entry = PeerPu { until_ns: clock::monotonic(until), identity, pad: 0 };
-        self.maps.peer_pus.insert(&SessionPu { session, handle, pad: 0 }, &entry)
+    /// As [`Self::judge_externals`], for an identity that a PU is about to have.
+    pub fn judge_externals_for(&mut self, local: u32) -> Result<(), MapWriteError> {
+        let externals: BTreeSet<u32> = self.compiled.external_prefixes().iter().map(|(_, id)| id.0).collect();
+        self.judge_externals_of(local, &externals)
+    }
+
+    fn judge_externals_of(&mut self, local: u32, externals: &BTreeSet<u32>) -> Result<(), MapWriteError> {
+        for external in externals {
+            self.judge_pair(Pair { subject: local, object: *external })?;
+            self.judge_pair(Pair { subject: *external, object: local })?;
+        }
+        Ok(())
+    }
+
+    /// Makes a verified PU of a peer known to the kernel; its identity. What is known from a later profile stands: a first
+    /// contact can be repeated by anybody who heard it.
+    pub fn know_peer(
+        &mut self,
+        key: SessionPu,
+        identity: u32,
+        until: u64,
+        issued_ms: u64,
+    ) -> Result<u32, MapWriteError> {
+        let known = self.maps.peer_pus.get(&key)?.filter(|known| known.issued_ms > issued_ms);
+        if let Some(known) = known.filter(|known| self.identities.get(known.identity).is_some()) {
+            return Ok(known.identity);
+        }
+        let entry = PeerPu { until_ns: clock::monotonic(until), issued_ms, identity, pad: 0 };
+        self.maps.peer_pus.insert(&key, &entry)?;
+        Ok(identity)
+    }
+
+    /// What the ends of a flow are by now, local and peer: a flow's entry tells what they were when it was judged last. `peers`
+    /// remembers what was looked up.
+    pub fn parties(&self, flow: &Flow, peers: &mut HashMap<SessionPu, Option<u32>>) -> (u32, u32) {
+        let local = self.pus.get(&flow.pu).map_or(flow.local_identity, |pu| pu.identity);
+        if flow.session == 0 {
+            return (local, flow.peer_identity);
+        }
+        let key = SessionPu { session: flow.session, handle: flow.peer_handle, pad: 0 };
+        let known =
+            peers.entry(key).or_insert_with(|| self.maps.peer_pus.get(&key).ok().flatten().map(|peer| peer.identity));
+        (local, known.unwrap_or(flow.peer_identity))
+    }
+
+    /// Whether a session is one of this enforcer with itself.
+    pub fn is_own_session(&self, session: u32) -> bool {
+        session == self.config.current().self_session
+            || self.sessions.get(session).is_some_and(|session| session.key.peer == *self.own.id())
     }
 
     /// Writes a session. Where the kernel has it already, and knows the peer by the same index, its entry stays untouched:

@@ -1,6 +1,7 @@
 //! What is done from time to time: the heartbeat, telemetry, renewal, expiry, and looking whether the policy changed.
 
 use std::{
+    collections::HashSet,
     path::PathBuf,
     sync::{
         Arc,
@@ -10,12 +11,15 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use common::flow::{
-    CUT, ESTABLISHED, FLAG_CLOSED, FLAG_FIN_IN, FLAG_FIN_OUT, FLAG_RST, FLAG_SOCKET, Flow, FlowKey, SYN_RECEIVED,
-    SYN_SENT,
+use common::{
+    flow::{
+        CUT, ESTABLISHED, FLAG_CLOSED, FLAG_FIN_IN, FLAG_FIN_OUT, FLAG_RST, FLAG_SOCKET, Flow, FlowKey, SYN_RECEIVED,
+        SYN_SENT,
+    },
+    identity::SessionPu,
 };
 
-use super::{Shared, clock, names::Live, policy, pus};
+use super::{Shared, clock, names::Live, policy, pus, updates, waiting};
 use crate::{
     link_net::Change,
     load::Considered,
@@ -79,6 +83,13 @@ pub(super) fn start(
         }
     };
     thread("heartbeat", Box::new(heartbeat))?;
+    // Of its own for the same reason: peers hear of changed tags within two seconds, whatever else is to do.
+    let changing = shared.clone();
+    let changes = move || {
+        updates::tick(&changing);
+        waiting::expire(&changing);
+    };
+    thread("changes", Box::new(changes))?;
     let mut seen = policy_seen;
     // Renewal is due half-way to the end: looked for often enough that the other half is left.
     let identity = &shared.config.identity;
@@ -158,13 +169,8 @@ fn renew(shared: &Shared) {
         Ok(rotated) => state.renew(rotated),
         Err(error) => tracing::error!(%error, "prekeys could not be rotated"),
     }
-    let ended = state.sessions.expire(now).iter().map(|session| session.index).collect();
     let mono = sys::monotonic_ns();
-    let swept = state
-        .forget_sessions(&ended)
-        .and(state.maps.peer_pus.retain(|_, peer| peer.until_ns > mono))
-        .and(state.maps.known_to_peer.retain(|_, until| *until > mono));
-    if let Err(error) = swept {
+    if let Err(error) = state.maps.known_to_peer.retain(|_, until| *until > mono) {
         tracing::error!(%error, "expired entries stay");
     }
 }
@@ -230,13 +236,31 @@ fn sweep_identities(shared: &Shared) {
 fn try_sweep_identities(shared: &Shared) -> anyhow::Result<()> {
     let mut guard = shared.state();
     let state = &mut *guard;
-    let mut used: std::collections::HashSet<u32> = state.pus.values().map(|pu| pu.identity).collect();
-    state.maps.peer_pus.for_each(|_, peer| {
-        used.insert(peer.identity);
-    })?;
+    let mut used: HashSet<u32> = state.pus.values().map(|pu| pu.identity).collect();
+    // What live connections need to be told of changed tags: their sessions, and the handles their ends go by.
+    let (mut sessions, mut peers, mut handles) = (HashSet::new(), HashSet::new(), HashSet::new());
     state.maps.flows.for_each(|_, flow| {
         used.insert(flow.local_identity);
         used.insert(flow.peer_identity);
+        if flow.session != 0 {
+            sessions.insert(flow.session);
+            peers.insert(SessionPu { session: flow.session, handle: flow.peer_handle, pad: 0 });
+            handles.insert(flow.local_handle);
+        }
+    })?;
+    state.retired.retain(|handle| handles.contains(handle));
+    let ended = state.sessions.expire(clock::now(), |session| !sessions.contains(&session));
+    state.forget_sessions(&ended.iter().map(|session| session.index).collect())?;
+    let mono = sys::monotonic_ns();
+    let own = state.config.current().self_session;
+    let present: HashSet<u16> = state.pus.values().map(|pu| pu.handle).collect();
+    state.maps.peer_pus.retain(|key, peer| {
+        let keep = peers.contains(key)
+            || if key.session == own { present.contains(&key.handle) } else { peer.until_ns > mono };
+        if keep {
+            used.insert(peer.identity);
+        }
+        keep
     })?;
     let rules = state.compiled.rules().map(|(id, _)| id.0).collect();
     let pus = state.pus.keys().copied().collect();
@@ -246,7 +270,7 @@ fn try_sweep_identities(shared: &Shared) -> anyhow::Result<()> {
         return Ok(());
     }
     state.names.forget_tagged(unused.clone());
-    let gone: std::collections::HashSet<u32> = unused.iter().copied().collect();
+    let gone: HashSet<u32> = unused.iter().copied().collect();
     let pairs: Vec<_> = state
         .pairs
         .iter()

@@ -1,18 +1,27 @@
 //! What the agent shows of itself.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::atomic::Ordering,
 };
 
-use common::Addr;
+use common::{
+    Addr,
+    flow::{Flow, FlowKey},
+};
 use policy::{Identity, Known};
 
-use super::{Shared, admin::newest_first, clock, names::TargetDoc};
+use super::{
+    Shared,
+    admin::newest_first,
+    clock,
+    names::TargetDoc,
+    state::{LocalPu, flat},
+};
 use crate::{
     admin::view::{
-        FlowsView, IdentityView, InterfaceView, MapView, PeerPuView, PeerView, PolicyStatus, PolicyView, PuView,
-        RuleView, SessionView, StatusView,
+        FlowView, FlowsView, IdentityView, InterfaceView, MapView, PeerPuView, PeerView, PolicyStatus, PolicyView,
+        PuView, RuleView, SessionView, StatusView, TagView,
     },
     flow_log::{Clock, flow_view, ip_addr},
     identity::Tags,
@@ -138,6 +147,9 @@ pub(super) fn pus(shared: &Shared) -> Vec<PuView> {
             credential_bytes: pu.credential.as_ref().map_or(0, |signed| signed.bytes().len() as u64),
             credential_expires_s: pu.credential.as_ref().map(|signed| signed.expires() as i64 - now),
             error: pu.error.clone(),
+            key: pu.key.clone(),
+            incomplete: !pu.complete,
+            all_tags: all_tags(pu),
             observed: state.is_observed(pu.index),
         })
         .collect()
@@ -165,7 +177,8 @@ pub(super) fn peers(shared: &Shared) -> Result<Vec<PeerView>, MapWriteError> {
         });
     }
     let mut peers: BTreeMap<String, PeerView> = BTreeMap::new();
-    for session in state.sessions.iter() {
+    let now = clock::now();
+    for session in state.sessions.iter().filter(|session| session.until > now) {
         let entry = shared.maps.sessions.get(&session.index)?;
         let id = session.key.peer.as_str().to_owned();
         let view = peers.entry(id.clone()).or_insert_with(|| PeerView { enforcer: id, ..PeerView::default() });
@@ -186,9 +199,18 @@ pub(super) fn flows(shared: &Shared, limit: usize) -> Result<FlowsView, MapWrite
     let total = all.len() as u64;
     newest_first(&mut all);
     let clock = Clock::now();
-    let names = &*shared.names;
+    let state = shared.state();
+    let mut peers = HashMap::new();
+    let tags = |identity: u32| state.identities.get(identity).map(|(_, tags)| flat(tags)).unwrap_or_default();
+    let mut view = |key: &FlowKey, flow: &Flow| {
+        // As the ends are by now, not as they were when the flow was judged last.
+        let (local_identity, peer_identity) = state.parties(flow, &mut peers);
+        let flow = Flow { local_identity, peer_identity, ..*flow };
+        let view = flow_view(key, &flow, &*shared.names, &clock);
+        FlowView { tags: tags(local_identity), peer_tags: tags(peer_identity), ..view }
+    };
     Ok(FlowsView {
-        flows: all.iter().take(limit).map(|(key, flow)| flow_view(key, flow, names, &clock)).collect(),
+        flows: all.iter().take(limit).map(|(key, flow)| view(key, flow)).collect(),
         total,
         records: shared.log.recent(RECORDS_SHOWN),
     })
@@ -252,6 +274,17 @@ pub(super) fn identities(shared: &Shared) -> Vec<IdentityView> {
         Identity::External { .. } => None,
     };
     known(shared).into_iter().filter_map(view).collect()
+}
+
+fn all_tags(pu: &LocalPu) -> Vec<TagView> {
+    let of = |key: &String, value: &String| TagView {
+        key: key.clone(),
+        value: value.clone(),
+        sources: pu.set.sources(key, value).iter().map(ToString::to_string).collect(),
+        carried: pu.tags.get(key).is_some_and(|values| values.contains(value)),
+    };
+    let merged = pu.set.merged();
+    merged.iter().flat_map(|(key, values)| values.iter().map(|value| of(key, value)).collect::<Vec<_>>()).collect()
 }
 
 fn listed(tags: &Tags) -> BTreeMap<String, Vec<String>> {

@@ -272,6 +272,26 @@ pub(super) enum PuCommand {
         pu: PuArgs,
         #[command(flatten)]
         target: TargetArgs,
+        /// More tags follow with `enforcer pu tag`: until it is complete it may not communicate.
+        #[arg(long)]
+        incomplete: bool,
+    },
+    /// Change its tags while it runs.
+    ///
+    /// Its profile is signed again, and its live connections are judged again at both ends; those that are no longer allowed
+    /// are cut.
+    Tag {
+        /// Its id or name (`enforcer pus`).
+        pu: String,
+        /// Give the key this value instead of those it had; may be repeated, for a key with several values too.
+        #[arg(long, value_name = "KEY=VALUE")]
+        set: Vec<String>,
+        /// Take the key away; may be repeated.
+        #[arg(long, value_name = "KEY")]
+        unset: Vec<String>,
+        /// All tags are there: a PU added with --incomplete may communicate from now on.
+        #[arg(long)]
+        complete: bool,
     },
     /// It is no longer a PU; its processes become unmanaged.
     Rm {

@@ -1,8 +1,12 @@
 //! `[tags]`: which tags travel.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::workload::tags::{CARRY_DEFAULT, Carry};
+
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// `[tags]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -10,11 +14,15 @@ use crate::workload::tags::{CARRY_DEFAULT, Carry};
 pub struct Tags {
     /// Patterns of keys that the profile carries, in order of their importance.
     pub carry: Vec<String>,
+    /// How long the first SYNs of a PU wait whose tags are not all known yet.
+    #[serde(with = "humantime_serde")]
+    pub wait: Duration,
 }
 
 impl Default for Tags {
     fn default() -> Self {
-        Self { carry: CARRY_DEFAULT.iter().map(|pattern| (*pattern).to_owned()).collect() }
+        let carry = CARRY_DEFAULT.iter().map(|pattern| (*pattern).to_owned()).collect();
+        Self { carry, wait: Duration::from_secs(2) }
     }
 }
 
@@ -26,6 +34,9 @@ impl Tags {
     }
 
     pub(super) fn check(&self) -> Result<(), (String, String)> {
+        if self.wait > WAIT_MAX {
+            return Err(("tags.wait".into(), "must be at most 60s: TCP gives up before long".into()));
+        }
         Carry::new(&self.carry).map(drop).map_err(|error| ("tags.carry".into(), error.to_string()))
     }
 }

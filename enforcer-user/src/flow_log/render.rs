@@ -122,6 +122,8 @@ pub fn flow_view(key: &FlowKey, flow: &Flow, names: &dyn Names, clock: &Clock) -
         proto: protocol_name(key.proto),
         pu: names.pu(flow.pu),
         peer: names.peer(flow.session, flow.peer_identity),
+        tags: Vec::new(),
+        peer_tags: Vec::new(),
         state: state_name(flow.state).into(),
         rule: rule_name(names, flow.rule),
         observed_rule: rule_name(names, flow.observed_rule),

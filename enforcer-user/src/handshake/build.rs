@@ -42,6 +42,10 @@ pub fn deny(frame: &Frame<'_>, reason: Reason, proof: Option<DenyProof<'_>>) -> 
         }
         _ => OptionBytes::new(DENY, number, 0, 0, 0),
     };
+    answer(frame, Some(option))
+}
+
+fn answer(frame: &Frame<'_>, option: Option<OptionBytes>) -> Vec<u8> {
     let mut link = [0; 12];
     link[..6].copy_from_slice(&frame.bytes()[6..12]);
     link[6..].copy_from_slice(&frame.bytes()[..6]);
@@ -56,7 +60,8 @@ pub fn deny(frame: &Frame<'_>, reason: Reason, proof: Option<DenyProof<'_>>) -> 
         seq: if frame.flags() & ACK != 0 { frame.ack() } else { 0 },
         ack: frame.seq().wrapping_add(1),
         flags: RST | ACK,
-        option: Some(option),
+        option,
+        payload: &[],
     })
 }
 
@@ -75,6 +80,7 @@ pub fn reset_receiver(frame: &Frame<'_>) -> Vec<u8> {
         ack: frame.ack(),
         flags: RST | ACK,
         option: None,
+        payload: &[],
     })
 }
 
@@ -109,11 +115,49 @@ pub fn cut_flow(key: &FlowKey, toward: Toward, to: [u8; 6], seq: u32, ack: u32) 
             ack,
             flags,
             option: None,
+            payload: &[],
         })
     })
 }
 
-struct Segment {
+/// A segment on an established connection (ACK) toward its peer, to the link-layer address `to`.
+pub(super) fn on_flow(key: &FlowKey, to: [u8; 6], seq: u32, ack: u32, option: &OptionBytes, payload: &[u8]) -> Vec<u8> {
+    let mut link = [0; 12];
+    link[..6].copy_from_slice(&to);
+    segment(&Segment {
+        link,
+        source: key.local,
+        destination: key.remote,
+        source_port: key.local_port,
+        destination_port: key.remote_port,
+        seq,
+        ack,
+        flags: ACK,
+        option: Some(*option),
+        payload,
+    })
+}
+
+/// The SYN in `frame`, which carries nothing of ours yet, with `option` and `credential`; `None` if its header has no room.
+pub fn introduce(frame: &Frame<'_>, option: &OptionBytes, credential: &[u8]) -> Option<Vec<u8>> {
+    let header = frame.payload_offset() - frame.tcp_offset();
+    if header + OPTION_LEN > 60 {
+        return None;
+    }
+    let mut bytes = frame.bytes()[..frame.payload_offset()].to_vec();
+    bytes.extend(option_bytes(option));
+    bytes.extend(credential);
+    let offset = frame.tcp_offset() + 12;
+    bytes[offset] = (bytes[offset] & 0x0f) | ((header + OPTION_LEN) as u8 / 4) << 4;
+    Some(finished(bytes, frame.is_v6(), frame.tcp_offset()))
+}
+
+/// The reset in answer to a SYN, toward the stack that sent it.
+pub fn refuse_sender(frame: &Frame<'_>) -> Vec<u8> {
+    answer(frame, None)
+}
+
+struct Segment<'a> {
     // Destination, then source.
     link: [u8; 12],
     source: Addr,
@@ -124,9 +168,10 @@ struct Segment {
     ack: u32,
     flags: u8,
     option: Option<OptionBytes>,
+    payload: &'a [u8],
 }
 
-fn segment(segment: &Segment) -> Vec<u8> {
+fn segment(segment: &Segment<'_>) -> Vec<u8> {
     const TTL: u8 = 64;
     const TCP: u8 = 6;
     let v6 = !(is_v4(&segment.source) && is_v4(&segment.destination));
@@ -152,6 +197,7 @@ fn segment(segment: &Segment) -> Vec<u8> {
     if let Some(option) = &segment.option {
         bytes.extend(option_bytes(option));
     }
+    bytes.extend(segment.payload);
     finished(bytes, v6, tcp)
 }
 

@@ -9,6 +9,7 @@ pub mod frame;
 pub mod initiator;
 pub mod responder;
 pub mod sessions;
+pub mod update;
 
 use common::drop_reason::Reason;
 
@@ -62,6 +63,9 @@ pub enum HandshakeError {
     /// The answer's MAC is wrong, or of another connection.
     #[error("wrong MAC in the answer")]
     ReplyMac,
+    /// A message about changed tags that is not one.
+    #[error("UPDATE: {0}")]
+    Update(&'static str),
     /// The confirmation's MAC is wrong, or of another connection.
     #[error("wrong MAC in the confirmation")]
     ConfirmMac,
@@ -79,6 +83,7 @@ impl HandshakeError {
             Self::SessionEnded => Reason::SessionExpired,
             Self::SessionsFull(_) => Reason::TableFull,
             Self::ReplyMac => Reason::ReplyMac,
+            Self::Update(_) => Reason::UpdateVoid,
             Self::ConfirmMac => Reason::ConfirmMac,
         }
     }

@@ -109,9 +109,9 @@ impl Sessions {
         Some(session)
     }
 
-    /// Removes all sessions that ended [`IN_FLIGHT`] before `now` (Unix seconds) and returns them.
-    pub fn expire(&mut self, now: u64) -> Vec<Session> {
-        let over = |session: &&Session| session.until.saturating_add(IN_FLIGHT) <= now;
+    /// Removes all sessions that ended [`IN_FLIGHT`] before `now` (Unix seconds) and that `may_go`, and returns them.
+    pub fn expire(&mut self, now: u64, may_go: impl Fn(u32) -> bool) -> Vec<Session> {
+        let over = |session: &&Session| session.until.saturating_add(IN_FLIGHT) <= now && may_go(session.index);
         let ended: Vec<u32> = self.by_index.values().filter(over).map(|session| session.index).collect();
         ended.into_iter().filter_map(|index| self.remove(index)).collect()
     }
@@ -275,11 +275,12 @@ mod tests {
         sessions.open(key("b", 300, 200), test_keys(2), 99).unwrap();
         assert_eq!(sessions.open(key("c", 300, 99), test_keys(3), 99), Err(HandshakeError::SessionEnded));
         let late = 100 + IN_FLIGHT;
-        assert_eq!(sessions.expire(late - 1), []);
+        assert_eq!(sessions.expire(late - 1, |_| true), []);
+        assert_eq!(sessions.expire(late, |index| index != a), [], "a connection needs it");
         let still = sessions.open(key("a", 100, 200), test_keys(1), 100);
         assert_eq!(still, Err(HandshakeError::SessionEnded), "nothing new begins in it");
         assert_eq!(sessions.get(a).map(|session| session.until), Some(100), "but what began goes on");
-        assert_eq!(sessions.expire(late).iter().map(|session| session.index).collect::<Vec<_>>(), [a]);
+        assert_eq!(sessions.expire(late, |_| true).iter().map(|session| session.index).collect::<Vec<_>>(), [a]);
         assert_eq!((sessions.len(), sessions.find(&key("a", 100, 200))), (1, None));
     }
 

@@ -74,7 +74,7 @@ pub fn prepare(own: &OwnIdentity, profile: &TrustProfile) -> Result<PreparedCred
     }
     let json = profile.to_json()?;
     let certificate = own.certificate();
-    let reserve = "65535".len() - profile.handle.to_string().len();
+    let reserve = reserve(profile);
     let len = HEADER_LEN + certificate.len() + json.len() + SIGNATURE_LEN;
     let (Ok(certificate_len), Ok(json_len)) = (u16::try_from(certificate.len()), u16::try_from(json.len())) else {
         return Err(too_large(profile, len + reserve - CREDENTIAL_MAX));
@@ -97,9 +97,15 @@ pub fn prepare(own: &OwnIdentity, profile: &TrustProfile) -> Result<PreparedCred
 /// If the rest of the profile is malformed.
 pub fn room_for_tags(own: &OwnIdentity, profile: &TrustProfile) -> Result<usize, PrepareError> {
     let bare = TrustProfile { tags: Tags::new(), ..profile.clone() }.to_json()?;
-    let reserve = "65535".len() - profile.handle.to_string().len();
+    let reserve = reserve(profile);
     let fixed = HEADER_LEN + own.certificate().len() + bare.len() + reserve + SIGNATURE_LEN;
     Ok(CREDENTIAL_MAX.saturating_sub(fixed))
+}
+
+/// Bytes by which a later profile of the same PU may be longer.
+fn reserve(profile: &TrustProfile) -> usize {
+    let longer = |longest: &str, now: u16| longest.len().saturating_sub(now.to_string().len());
+    longer("65535", profile.handle) + longer("999", profile.issued_ms)
 }
 
 impl PreparedCredential {
@@ -224,6 +230,11 @@ pub(super) fn hash(bytes: &[u8]) -> [u8; 32] {
 pub(super) fn hash_parts(hash: &[u8; 32]) -> (u32, u64) {
     let word = |range: std::ops::Range<usize>| hash[range].iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
     (word(0..4) as u32, word(4..12))
+}
+
+/// The second part of the hash of a credential.
+pub(crate) fn hash_mac_of(bytes: &[u8]) -> u64 {
+    hash_parts(&hash(bytes)).1
 }
 
 fn too_large(profile: &TrustProfile, over: usize) -> PrepareError {

@@ -86,6 +86,14 @@ impl Networks {
         Ok(touched)
     }
 
+    /// What an address means, as the kernel sees it.
+    ///
+    /// # Errors
+    /// What the kernel reports.
+    pub fn find(&self, addr: &Addr) -> Result<Network, MapWriteError> {
+        Ok(self.table.get(&Key::new(128, *addr))?.unwrap_or_default())
+    }
+
     /// What is in force.
     pub fn current(&self) -> &HashMap<Prefix, Network> {
         &self.current

@@ -30,6 +30,10 @@ pub enum HandshakeKind {
     HelloReply,
     /// A pair of identities met for the first time.
     Judge,
+    /// Tags of a PU changed while its connections live.
+    Update,
+    /// A SYN of a PU whose tags were not all known.
+    Incomplete,
 }
 
 impl HandshakeKind {
@@ -39,6 +43,8 @@ impl HandshakeKind {
             Self::Hello => "hello",
             Self::HelloReply => "hello_reply",
             Self::Judge => "judge",
+            Self::Update => "update",
+            Self::Incomplete => "incomplete",
         }
     }
 }

@@ -170,7 +170,8 @@ fn membership_follows_the_account_database() {
 #[test]
 fn requests_read_as_they_are_documented() {
     let tags = BTreeSet::from([("app".to_owned(), "web".to_owned())]);
-    let request = Request::PuAdd { target: PuTarget::Command, name: None, namespace: None, tags, token: None };
+    let request =
+        Request::PuAdd { target: PuTarget::Command, name: None, namespace: None, tags, token: None, incomplete: false };
     let json = serde_json::to_string(&request).expect("serialises");
     assert_eq!(json, r#"{"op":"pu_add","target":"command","name":null,"namespace":null,"tags":[["app","web"]]}"#);
     assert_eq!(serde_json::from_str::<Request>(&json).expect("parses"), request);

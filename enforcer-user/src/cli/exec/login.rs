@@ -40,6 +40,7 @@ pub(in crate::cli) fn run(socket: &Path) -> Result<ExitCode, Failure> {
         namespace: None,
         tags: BTreeSet::new(),
         token: Some(token),
+        incomplete: false,
     };
     in_pu(socket, &request, shell(&user).map_err(|error| failed(&error))?)
 }

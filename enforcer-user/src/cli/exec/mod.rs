@@ -25,7 +25,7 @@ pub(super) fn run(socket: &Path, args: ExecArgs) -> Result<ExitCode, Failure> {
     let tags = args.pu.tag_set();
     let token = token::of(args.as_user, args.as_user_file.as_deref())?;
     let (name, namespace) = (args.pu.name, args.pu.namespace);
-    let request = Request::PuAdd { target: PuTarget::Command, name, namespace, tags, token };
+    let request = Request::PuAdd { target: PuTarget::Command, name, namespace, tags, token, incomplete: false };
     let mut program = Program::new(&args.command);
     program.command.env_remove(token::VARIABLE);
     in_pu(socket, &request, program)

@@ -1,0 +1,261 @@
+//! Tags that change while connections live, and PUs whose tags are not all known yet.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tests::{Host, Outcome, Pair, Proc, Workload};
+
+/// What a change may take until both ends have acted on it.
+const SOON: Duration = Duration::from_secs(2);
+
+const POLICY: &str = "  - call: allow app=client role=ok -> app=server tcp/8000-8999\n";
+
+fn pair(name: &str) -> Result<Pair> {
+    let pair = Pair::new(name)?;
+    pair.a.enforcer(&["pu", "tag", "client", "--set", "role=ok"])?.ok()?;
+    pair.decree(POLICY)?;
+    for host in [&pair.a, &pair.b] {
+        until("the policy is read", || {
+            let policy: Value = host.enforcer_json(&["policy"])?;
+            Ok(policy.to_string().contains("role"))
+        })?;
+    }
+    Ok(pair)
+}
+
+fn until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + SOON;
+    while !done()? {
+        ensure!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn hold(client: &Workload, to: &str, ping: &str) -> Result<Proc> {
+    let mut process = client.spawn_tool(&["hold", to, "--count", "2", "--ping", ping])?;
+    let ready = process.wait_for_line("READY", Duration::from_secs(5))?;
+    ensure!(ready == r#"READY {"open":2,"failed":0}"#, "{to}: {ready}");
+    Ok(process)
+}
+
+/// Silent and talking connections over both families.
+fn hold_all(client: &Workload, addresses: &[String]) -> Result<Vec<Proc>> {
+    let mut held = Vec::new();
+    for to in addresses {
+        held.push(hold(client, to, "0")?);
+        held.push(hold(client, to, "10")?);
+    }
+    Ok(held)
+}
+
+fn assert_cut(held: &mut [Proc], since: Instant) -> Result<()> {
+    for process in held {
+        let left = SOON.saturating_sub(since.elapsed());
+        ensure!(process.wait(left)?.is_some(), "not cut in time: {}", process.stdout());
+        let said = process.stdout();
+        ensure!(said.matches(r#""how":"reset""#).count() == 2, "{said}");
+    }
+    Ok(())
+}
+
+fn assert_alive(held: &mut [Proc]) -> Result<()> {
+    for process in held {
+        ensure!(process.wait(Duration::ZERO)?.is_none(), "{}", process.stdout());
+    }
+    Ok(())
+}
+
+/// Tags of the peer's end in every live flow.
+fn peer_tags(host: &Host) -> Result<Vec<String>> {
+    let flows: Value = host.enforcer_json(&["flows"])?;
+    let all = flows["flows"].as_array().context("flows")?.iter().filter(|flow| flow["state"] == "established");
+    Ok(all.map(|flow| flow["peer_tags"].to_string()).collect())
+}
+
+#[test]
+fn a_tag_that_is_taken_away_cuts_at_both_ends() -> Result<()> {
+    let pair = pair("untag")?;
+    let server = pair.server.serve(&["--listen", "[::]:8020"])?;
+    let mut held = hold_all(&pair.client, &pair.addresses(8020))?;
+    let begin = Instant::now();
+    pair.a.enforcer(&["pu", "tag", "client", "--unset", "role"])?.ok()?;
+    assert_cut(&mut held, begin)?;
+    until("the server's ends are closed", || {
+        Ok(server.events()?.iter().filter(|event| event.event == "close" && event.how == "reset").count() == 8)
+    })?;
+    // Each end knows why: its own tags changed here, the peer's were heard of there.
+    let (here, there) = (pair.a.enforcer_log(), pair.b.enforcer_log());
+    assert!(here.contains("tags changed") && here.contains("role=ok (user)"), "{here}");
+    assert!(there.contains("the tags of a peer's PU changed"), "{there}");
+    let mut revoked = 0;
+    for host in [&pair.a, &pair.b] {
+        revoked += host.records()?.iter().filter(|record| record.event == "cut" && record.reason == "revoked").count();
+    }
+    assert!(revoked >= 8, "each of eight connections was revoked at one end at least: {revoked}");
+    for to in pair.addresses(8020) {
+        let attempt = pair.client.connect(&to, &["--timeout", "3000"])?;
+        assert_eq!(attempt.outcome, Outcome::Refused, "{attempt:?}");
+    }
+    assert!(pair.b.counters()?.packets_in("update") > 0);
+    assert_eq!(pair.b.counters()?.verdicts_in("update_void"), 0);
+    // And given back.
+    pair.a.enforcer(&["pu", "tag", "client", "--set", "role=ok"])?.ok()?;
+    for to in pair.addresses(8020) {
+        let attempt = pair.client.connect(&to, &["--payload", "ping", "--timeout", "3000"])?;
+        assert_eq!(attempt.outcome, Outcome::Ok, "{attempt:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_tag_of_the_server_cuts_as_well() -> Result<()> {
+    let pair = pair("untagserver")?;
+    let _server = pair.server.serve(&["--listen", "[::]:8020"])?;
+    let mut held = hold_all(&pair.client, &pair.addresses(8020))?;
+    let begin = Instant::now();
+    pair.b.enforcer(&["pu", "tag", "server", "--set", "app=other"])?.ok()?;
+    assert_cut(&mut held, begin)?;
+    assert!(pair.a.enforcer_log().contains("the tags of a peer's PU changed"), "{}", pair.a.enforcer_log());
+    for to in pair.addresses(8020) {
+        let attempt = pair.client.connect(&to, &["--timeout", "3000"])?;
+        assert_eq!(attempt.outcome, Outcome::Refused, "{attempt:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_change_that_changes_no_verdict_is_seen_at_both_ends_and_cuts_nothing() -> Result<()> {
+    let pair = pair("retag")?;
+    let server = pair.server.serve(&["--listen", "[::]:8020"])?;
+    let mut held = hold_all(&pair.client, &pair.addresses(8020))?;
+    // As often as one likes, in quick succession.
+    for version in 1..=5 {
+        pair.a.enforcer(&["pu", "tag", "client", "--set", &format!("version={version}")])?.ok()?;
+    }
+    pair.b.enforcer(&["pu", "tag", "server", "--set", "tier=gold"])?.ok()?;
+    until("both ends see the new tags", || {
+        let at_server = peer_tags(&pair.b)?;
+        let at_client = peer_tags(&pair.a)?;
+        Ok(at_server.len() == 8
+            && at_server.iter().all(|tags| tags.contains("version=5"))
+            && at_client.len() == 8
+            && at_client.iter().all(|tags| tags.contains("tier=gold")))
+    })?;
+    let talked = server.received()?;
+    until("talk goes on", || Ok(server.received()? > talked))?;
+    assert_alive(&mut held)?;
+    // Told and heard: the next connection needs no introduction.
+    until("the next connection resumes", || {
+        let attempt = pair.client.connect(&pair.b.socket_v4(8020), &["--payload", "ping"])?;
+        ensure!(attempt.outcome == Outcome::Ok, "{attempt:?}");
+        let records = pair.a.records()?;
+        Ok(records.iter().rev().find(|record| record.event == "end").is_some_and(|record| record.path == "resume"))
+    })?;
+    // A restart forgets nothing of it.
+    for host in [&pair.a, &pair.b] {
+        host.kill9_enforcer()?;
+        host.restart_enforcer()?;
+    }
+    assert!(peer_tags(&pair.b)?.iter().all(|tags| tags.contains("version=5")), "{:?}", peer_tags(&pair.b)?);
+    assert_alive(&mut held)?;
+    let begin = Instant::now();
+    pair.a.enforcer(&["pu", "tag", "client", "--unset", "role"])?.ok()?;
+    assert_cut(&mut held, begin)?;
+    for host in [&pair.a, &pair.b] {
+        assert_eq!(host.counters()?.verdicts_in("update_void"), 0, "{}", host.name());
+    }
+    Ok(())
+}
+
+#[test]
+fn neighbours_on_one_host_need_no_message() -> Result<()> {
+    let pair = pair("sametags")?;
+    let neighbour = pair.a.workload("neighbour", &["app=server"])?;
+    let _server = neighbour.serve(&["--listen", "[::]:8020"])?;
+    let here = ["127.0.0.1:8020".to_owned(), "[::1]:8020".to_owned(), pair.a.socket_v4(8020), pair.a.socket_v6(8020)];
+    let mut held = hold_all(&pair.client, &here)?;
+    pair.a.enforcer(&["pu", "tag", "client", "--set", "version=2"])?.ok()?;
+    until("both ends see it", || {
+        Ok(peer_tags(&pair.a)?.iter().filter(|tags| tags.contains("version=2")).count() == 16)
+    })?;
+    assert_alive(&mut held)?;
+    let begin = Instant::now();
+    pair.a.enforcer(&["pu", "tag", "neighbour", "--set", "app=other"])?.ok()?;
+    assert_cut(&mut held, begin)
+}
+
+#[test]
+fn tags_that_cannot_be_are_refused_and_change_nothing() -> Result<()> {
+    let pair = pair("badtags")?;
+    let _server = pair.server.serve(&["--listen", "[::]:8020"])?;
+    let mut held = hold_all(&pair.client, &pair.addresses(8020))?;
+    let big = format!("big={}", "x".repeat(1000));
+    for (args, word) in [
+        (vec!["--set", "@sys:uid=0"], "set by the enforcer itself"),
+        (vec!["--set", big.as_str()], "too large"),
+        (vec!["--unset", "nothing"], "no tag `nothing`"),
+        (vec!["--set", "=x"], "KEY=VALUE"),
+        (vec![], "--unset"),
+    ] {
+        let output = pair.a.enforcer(&[&["pu", "tag", "client"], args.as_slice()].concat())?;
+        assert_ne!(output.code(), 0, "{args:?}");
+        assert!(output.stderr.contains(word), "{args:?}: {}", output.stderr);
+    }
+    let output = pair.a.enforcer(&["pu", "tag", "nobody", "--set", "a=b"])?;
+    assert!(output.stderr.contains("no PU `nobody`"), "{}", output.stderr);
+    assert_alive(&mut held)?;
+    for to in pair.addresses(8020) {
+        assert_eq!(pair.client.connect(&to, &["--payload", "ping"])?.outcome, Outcome::Ok);
+    }
+    Ok(())
+}
+
+fn add_incomplete(host: &Host, name: &str, tag: &str) -> Result<Workload> {
+    let workload = host.plain_workload(name)?;
+    let cgroup = workload.cgroup().to_string_lossy().into_owned();
+    host.enforcer(&["pu", "add", "--cgroup", &cgroup, "--name", name, "--tag", tag, "--incomplete"])?.ok()?;
+    Ok(workload)
+}
+
+#[test]
+fn the_first_connections_of_an_incomplete_pu_wait_for_its_tags() -> Result<()> {
+    let pair = pair("incomplete")?;
+    let client = add_incomplete(&pair.a, "late", "app=client")?;
+    let server = add_incomplete(&pair.b, "lateserver", "app=none")?;
+    let _server = server.serve(&["--listen", "[::]:8030"])?;
+    for to in pair.addresses(8030) {
+        let mut process = client.spawn_tool(&["connect", &to, "--payload", "ping", "--timeout", "5000"])?;
+        std::thread::sleep(Duration::from_millis(300));
+        ensure!(process.wait(Duration::ZERO)?.is_none(), "did not wait: {}", process.stdout());
+        let begin = Instant::now();
+        pair.a.enforcer(&["pu", "tag", "late", "--set", "role=ok", "--complete"])?.ok()?;
+        pair.b.enforcer(&["pu", "tag", "lateserver", "--set", "app=server", "--complete"])?.ok()?;
+        ensure!(process.wait(Duration::from_secs(3))?.is_some(), "{}", process.stdout());
+        let said = process.stdout();
+        assert!(said.contains(r#""outcome":"ok""#), "{said}\n{}\n{}", pair.a.enforcer_log(), pair.b.enforcer_log());
+        assert!(begin.elapsed() < Duration::from_millis(600), "by TCP's timer: {:?}", begin.elapsed());
+    }
+    Ok(())
+}
+
+#[test]
+fn an_incomplete_pu_is_refused_in_the_end() -> Result<()> {
+    let pair = pair("neverdone")?;
+    let client = add_incomplete(&pair.a, "never", "app=client")?;
+    let server = add_incomplete(&pair.b, "neverserver", "app=server")?;
+    let _server = server.serve(&["--listen", "[::]:8030"])?;
+    for (who, what) in [(&client, "out"), (&pair.client, "in")] {
+        for to in pair.addresses(8030) {
+            let attempt = who.connect(&to, &["--timeout", "5000"])?;
+            assert_eq!(attempt.outcome, Outcome::Refused, "{what}: {attempt:?}");
+            assert!((1_500_000..3_500_000).contains(&attempt.micros), "{what}: {attempt:?}");
+        }
+    }
+    assert_eq!(pair.a.counters()?.verdicts_out("pu_incomplete"), 2, "{:?}", pair.a.counters()?.refusals());
+    assert_eq!(pair.b.counters()?.verdicts_in("pu_incomplete"), 2, "{:?}", pair.b.counters()?.refusals());
+    let told = pair.a.records()?.into_iter().any(|record| record.reason == "pu_incomplete" && record.peer_reason);
+    assert!(told, "the client's enforcer was told why the server refused");
+    Ok(())
+}
