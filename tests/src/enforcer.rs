@@ -149,7 +149,7 @@ impl Host {
     pub fn enforcer(&self, args: &[&str]) -> Result<Output> {
         let binary = text(enforcer_binary()?);
         let socket = text(self.enforcer_socket());
-        let after = usize::from(args.first() == Some(&"pu")) + 1;
+        let after = usize::from(args.first().is_some_and(|first| ["pu", "policy"].contains(first))) + 1;
         let (command, rest) = args.split_at(after.min(args.len()));
         let line = [&[binary.as_str()], command, &["--socket", &socket], rest].concat();
         self.exec(&line)

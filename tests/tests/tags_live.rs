@@ -17,8 +17,8 @@ fn pair(name: &str) -> Result<Pair> {
     pair.decree(POLICY)?;
     for host in [&pair.a, &pair.b] {
         until("the policy is read", || {
-            let policy: Value = host.enforcer_json(&["policy"])?;
-            Ok(policy.to_string().contains("role"))
+            let rules = host.enforcer(&["policy", "show"])?.stdout;
+            Ok(rules.contains("role"))
         })?;
     }
     Ok(pair)
@@ -70,7 +70,11 @@ fn assert_alive(held: &mut [Proc]) -> Result<()> {
 /// Tags of the peer's end in every live flow.
 fn peer_tags(host: &Host) -> Result<Vec<String>> {
     let flows: Value = host.enforcer_json(&["flows"])?;
-    let all = flows["flows"].as_array().context("flows")?.iter().filter(|flow| flow["state"] == "established");
+    let all = flows["flows"]
+        .as_array()
+        .context("flows")?
+        .iter()
+        .filter(|flow| flow["state"] == "established" || flow["state"] == "confirming");
     Ok(all.map(|flow| flow["peer_tags"].to_string()).collect())
 }
 
@@ -135,13 +139,17 @@ fn a_change_that_changes_no_verdict_is_seen_at_both_ends_and_cuts_nothing() -> R
         pair.a.enforcer(&["pu", "tag", "client", "--set", &format!("version={version}")])?.ok()?;
     }
     pair.b.enforcer(&["pu", "tag", "server", "--set", "tier=gold"])?.ok()?;
-    until("both ends see the new tags", || {
+    let seen = until("both ends see the new tags", || {
         let at_server = peer_tags(&pair.b)?;
         let at_client = peer_tags(&pair.a)?;
         Ok(at_server.len() == 8
             && at_server.iter().all(|tags| tags.contains("version=5"))
             && at_client.len() == 8
             && at_client.iter().all(|tags| tags.contains("tier=gold")))
+    });
+    seen.with_context(|| {
+        let logs = [&pair.a, &pair.b].map(|host| format!("{:?}\n{}", peer_tags(host), host.enforcer_log()));
+        logs.join("\n")
     })?;
     let talked = server.received()?;
     until("talk goes on", || Ok(server.received()? > talked))?;
@@ -166,6 +174,35 @@ fn a_change_that_changes_no_verdict_is_seen_at_both_ends_and_cuts_nothing() -> R
     for host in [&pair.a, &pair.b] {
         assert_eq!(host.counters()?.verdicts_in("update_void"), 0, "{}", host.name());
     }
+    Ok(())
+}
+
+#[test]
+fn a_silent_connection_hears_of_it_too() -> Result<()> {
+    let pair = pair("silenttags")?;
+    let server = pair.server.serve(&["--listen", "[::]:8020"])?;
+    let mut held = Vec::new();
+    for to in pair.addresses(8020) {
+        held.push(hold(&pair.client, &to, "0")?);
+    }
+    pair.a.enforcer(&["pu", "tag", "client", "--set", "version=2"])?.ok()?;
+    until("the server's end sees it", || {
+        let tags = peer_tags(&pair.b)?;
+        Ok(tags.len() == 4 && tags.iter().all(|tags| tags.contains("version=2")))
+    })?;
+    assert_alive(&mut held)?;
+    // The network loses every other packet: the news come through.
+    pair.b.set_loss(50.0)?;
+    let begin = Instant::now();
+    pair.a.enforcer(&["pu", "tag", "client", "--set", "version=3"])?.ok()?;
+    until("the server's end sees it in spite of losses", || {
+        Ok(peer_tags(&pair.b)?.iter().all(|tags| tags.contains("version=3")))
+    })?;
+    assert!(begin.elapsed() < SOON);
+    pair.b.set_loss(0.0)?;
+    pair.b.enforcer(&["pu", "tag", "server", "--set", "app=other"])?.ok()?;
+    assert_cut(&mut held, Instant::now())?;
+    assert_eq!(server.received()?, 0, "nothing of all this reached the listener's connections");
     Ok(())
 }
 
@@ -225,18 +262,23 @@ fn the_first_connections_of_an_incomplete_pu_wait_for_its_tags() -> Result<()> {
     let client = add_incomplete(&pair.a, "late", "app=client")?;
     let server = add_incomplete(&pair.b, "lateserver", "app=none")?;
     let _server = server.serve(&["--listen", "[::]:8030"])?;
+    let mut waiting = Vec::new();
     for to in pair.addresses(8030) {
-        let mut process = client.spawn_tool(&["connect", &to, "--payload", "ping", "--timeout", "5000"])?;
-        std::thread::sleep(Duration::from_millis(300));
+        waiting.push(client.spawn_tool(&["connect", &to, "--payload", "ping", "--timeout", "5000"])?);
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    for process in &mut waiting {
         ensure!(process.wait(Duration::ZERO)?.is_none(), "did not wait: {}", process.stdout());
-        let begin = Instant::now();
-        pair.a.enforcer(&["pu", "tag", "late", "--set", "role=ok", "--complete"])?.ok()?;
-        pair.b.enforcer(&["pu", "tag", "lateserver", "--set", "app=server", "--complete"])?.ok()?;
+    }
+    let begin = Instant::now();
+    pair.a.enforcer(&["pu", "tag", "late", "--set", "role=ok", "--complete"])?.ok()?;
+    pair.b.enforcer(&["pu", "tag", "lateserver", "--set", "app=server", "--complete"])?.ok()?;
+    for process in &mut waiting {
         ensure!(process.wait(Duration::from_secs(3))?.is_some(), "{}", process.stdout());
         let said = process.stdout();
         assert!(said.contains(r#""outcome":"ok""#), "{said}\n{}\n{}", pair.a.enforcer_log(), pair.b.enforcer_log());
-        assert!(begin.elapsed() < Duration::from_millis(600), "by TCP's timer: {:?}", begin.elapsed());
     }
+    assert!(begin.elapsed() < Duration::from_millis(600), "by TCP's timer: {:?}", begin.elapsed());
     Ok(())
 }
 

@@ -96,8 +96,12 @@ fn tell(shared: &Shared) {
     let mut untold: HashMap<(u32, u32, u16), (FlowKey, Flow)> = HashMap::new();
     let walked = shared.maps.flows.for_each(|key, flow| {
         let former = due.get(&flow.pu).is_some_and(|handle| flow.local_handle != *handle);
-        if flow.state == ESTABLISHED && flow.session != 0 && former {
-            untold.entry((flow.pu, flow.session, flow.local_handle)).or_insert((*key, *flow));
+        // A client whose server has not said anything yet is CONFIRMING, for hours if need be.
+        if matches!(flow.state, ESTABLISHED | CONFIRMING) && flow.session != 0 && former {
+            let chosen = untold.entry((flow.pu, flow.session, flow.local_handle)).or_insert((*key, *flow));
+            if flow.state == ESTABLISHED && chosen.1.state != ESTABLISHED {
+                *chosen = (*key, *flow);
+            }
         }
     });
     if let Err(error) = walked {

@@ -30,10 +30,10 @@ const IN_ALL: usize = 1024;
 
 /// Held frames by PU.
 #[derive(Default)]
-pub(super) struct Waiting(Mutex<HashMap<u32, Vec<Box<Held>>>>);
+pub(super) struct Waiting(Mutex<HashMap<u32, Vec<Held>>>);
 
 impl Waiting {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Vec<Box<Held>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Vec<Held>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -53,13 +53,13 @@ pub(super) fn held(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<()
             let of_pu = waiting.entry(held.pu).or_default();
             if let Some(same) = of_pu.iter_mut().find(|same| same.key == held.key && same.kind == held.kind) {
                 // TCP sent it again; the time counts from the first.
-                **same = Held { time_ns: same.time_ns, ..*held };
+                *same = Held { time_ns: same.time_ns, ..*held };
                 return Ok(());
             }
             if of_pu.len() >= PER_PU || in_all >= IN_ALL {
                 return Err(Reason::PuIncomplete.into());
             }
-            of_pu.push(Box::new(*held));
+            of_pu.push(*held);
             return Ok(());
         }
     }
