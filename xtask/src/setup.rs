@@ -42,6 +42,8 @@ const TOOLS: &[Tool] = &[
     Tool { command: "dockerd", package: "docker.io", why: "containers in tests" },
     Tool { command: "containerd", package: "containerd", why: "pods in tests" },
     Tool { command: "runc", package: "runc", why: "containers and pods in tests" },
+    Tool { command: "nginx", package: "nginx-light", why: "a real application in tests" },
+    Tool { command: "redis-server", package: "redis-server", why: "a real application in tests" },
     Tool { command: "cc", package: "gcc", why: "the C parts of ring" },
     Tool { command: "c++", package: "g++", why: "the C++ library that bpf-linker is linked with" },
 ];
