@@ -21,8 +21,8 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use crate::model::Namespace;
-use crate::parse::PolicyErrors;
+use crate::model::{Location, Namespace};
+use crate::parse::{PolicyError, PolicyErrors};
 use manifests::Manifests;
 
 /// The tag every pod has, with the name of its namespace in Kubernetes.
@@ -102,13 +102,25 @@ pub fn import<'a>(
 ) -> Result<Imported, PolicyErrors> {
     let mut documents = Vec::new();
     let mut errors = Vec::new();
+    let mut beginning = Location { line: 1, column: 1, ..Location::default() };
     for (file, text) in files {
+        if beginning.file.is_empty() {
+            beginning.file = file.into();
+        }
         match crate::parse::yaml_tree::documents(&file.into(), text) {
             Ok(read) => documents.extend(read),
             Err(error) => errors.push(error),
         }
     }
+    if !labels::is_dns_name(&options.default_namespace) {
+        let name = &options.default_namespace;
+        errors.push(PolicyError::at(&beginning, format!("`{name}` is no namespace for objects that name none")));
+    }
     let manifests = Manifests::read(&documents, &options.default_namespace, &mut errors);
+    if errors.is_empty() && manifests.is_empty() {
+        let expected = "no NetworkPolicy and no ClusterNetworkPolicy in the files: expected at least one";
+        errors.push(PolicyError::at(&beginning, expected.to_owned()));
+    }
     let imported = write::write(&manifests, options, &mut errors);
     match PolicyErrors::new(errors) {
         Some(errors) => Err(errors),

@@ -93,6 +93,11 @@ fn policy_files() {
 }
 
 #[test]
+fn manifests() {
+    drive("manifests", seeds::manifests(), targets::manifests, 16, false);
+}
+
+#[test]
 fn configs() {
     drive("config", seeds::configs(), targets::config, 2, false);
 }
@@ -111,15 +116,21 @@ fn depth_is_bounded() {
     {
         for before in ["", "rules: ", "a = ", "{\"op\":\"status\",\"x\":", "allow a in "] {
             let input = [before.as_bytes(), &deep(open, close)].concat();
-            for target in
-                [targets::rule, targets::policy_file, targets::config, targets::admin_request, targets::profile]
-            {
+            for target in [
+                targets::rule,
+                targets::policy_file,
+                targets::manifests,
+                targets::config,
+                targets::admin_request,
+                targets::profile,
+            ] {
                 assert!(!target(&input), "{before}{open}");
             }
         }
     }
     let blocks: String = (0..2000).map(|depth| format!("{}- \n", " ".repeat(depth))).collect();
     assert!(!targets::policy_file(blocks.as_bytes()));
+    assert!(!targets::manifests(blocks.as_bytes()));
 }
 
 /// SplitMix64, and what is done to inputs with it.

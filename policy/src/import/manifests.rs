@@ -66,29 +66,31 @@ impl<'a> Manifests<'a> {
                 errors.extend(taken.err());
             });
         }
-        if errors.is_empty() && manifests.policies.is_empty() && manifests.cluster_policies.is_empty() {
-            let location = documents.first().map(|node| node.location.clone()).unwrap_or_default();
-            errors.push(PolicyError::at(
-                &location,
-                "no NetworkPolicy and no ClusterNetworkPolicy in the files: expected at least one".to_owned(),
-            ));
-        }
         manifests
     }
 
+    /// No policy was read.
+    pub fn is_empty(&self) -> bool {
+        self.policies.is_empty() && self.cluster_policies.is_empty()
+    }
+
     fn take(&mut self, object: &Object<'a>, default_namespace: &str) -> Read<()> {
+        let checked = object.check_names();
         match (object.api_version.as_str(), object.kind.as_str()) {
             ("networking.k8s.io/v1", "NetworkPolicy") => {
+                checked?;
                 let policy = NetworkPolicy::read(object, default_namespace)?;
                 self.mention(&policy.namespace, object);
                 self.policies.push(policy);
             }
             ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
+                checked?;
                 self.cluster_policies.push(ClusterPolicy::read(object)?);
             }
-            ("v1", "Namespace") => self.take_namespace(object)?,
+            ("v1", "Namespace") => checked.and_then(|()| self.take_namespace(object))?,
             (version, kind) => match Workload::read(object, default_namespace)? {
                 Some(workload) => {
+                    checked?;
                     self.mention(&workload.namespace, object);
                     if workload.host_network {
                         self.notes.push(format!(
@@ -98,6 +100,7 @@ impl<'a> Manifests<'a> {
                     }
                     self.workloads.push(workload);
                 }
+                // Names of roles, for one, may hold more; they say nothing here.
                 None => self.leave_out(object, version, kind)?,
             },
         }

@@ -83,6 +83,20 @@ impl<'a> Object<'a> {
         })
     }
 
+    /// Refuses names that no API server takes: those of policies become names of ours.
+    pub fn check_names(&self) -> Read<()> {
+        for (what, name) in [("name", Some(&self.name)), ("namespace", self.namespace.as_ref())] {
+            let dots = what == "name";
+            if let Some(name) = name.filter(|name| !is_dns_name(name) || (!dots && name.contains('.'))) {
+                return Err(self.place.error(format!(
+                    "metadata.{what}: `{name}` is not a {what}: expected lower-case letters, digits, `-`{}",
+                    if dots { " and `.`" } else { "" }
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The fields of the object, all of which must be known.
     pub fn fields(&self, own: &[&str]) -> Read<Fields<'a>> {
         let known: Vec<&str> = ["apiVersion", "kind", "metadata"].into_iter().chain(own.iter().copied()).collect();
@@ -94,10 +108,5 @@ fn text(metadata: &Fields, key: &str) -> Read<Option<String>> {
     let Some(place) = metadata.get(key) else {
         return Ok(None);
     };
-    let text = place.string()?;
-    // Names of roles may hold more, but none of those say anything here.
-    match is_dns_name(text) || text.contains(':') {
-        true => Ok(Some(text.to_owned())),
-        false => Err(place.error(format!("`{text}` is not a name: expected lower-case letters, digits, `-` and `.`"))),
-    }
+    place.string().map(|text| Some(text.to_owned()))
 }

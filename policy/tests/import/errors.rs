@@ -232,6 +232,13 @@ fn other_objects() {
         errors_with("apiVersion: v1\nkind: Namespace\nmetadata: {name: x}\n", &options()),
         ["f.yaml:1:1: no NetworkPolicy and no ClusterNetworkPolicy in the files: expected at least one"]
     );
+    let named = |name: &str| policy.replace("{name: p,", &format!("{{name: \"{name}\","));
+    assert_eq!(
+        errors_with(&named("a:b"), &options()),
+        [
+            "f.yaml:1:1: NetworkPolicy shop/a:b: metadata.name: `a:b` is not a name: expected lower-case letters, digits, `-` and `.`"
+        ]
+    );
     // What says nothing of the network is left out, and said to be.
     let service = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: []}\n";
     let imported = import([("f.yaml", format!("{policy}---\n{service}").as_str())], &options()).expect("taken");

@@ -166,6 +166,18 @@ pub fn policy_files() -> Vec<Vec<u8>> {
     .into()
 }
 
+/// Kubernetes manifests.
+pub fn manifests() -> Vec<Vec<u8>> {
+    [
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: db, namespace: shop}\nspec:\n  podSelector: {matchLabels: {app: db}}\n  policyTypes: [Ingress, Egress]\n  ingress:\n  - from:\n    - podSelector: {matchExpressions: [{key: app, operator: In, values: [web, api]}]}\n    - ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8]}\n    ports: [{port: 5432, endPort: 5440}, {protocol: UDP, port: 53}]\n",
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: any, namespace: shop}\nspec: {podSelector: {}, egress: [{to: [{namespaceSelector: {matchLabels: {team: a}}}], ports: [{port: http}]}]}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {team: a}}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: w, namespace: shop, labels: {app: w}}\nspec: {containers: [{ports: [{name: http, containerPort: 80}]}]}\n",
+        "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: c}\nspec:\n  tier: Admin\n  priority: 5\n  subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: db}}}}\n  ingress: [{name: a, action: Pass, from: [{namespaces: {matchExpressions: [{key: kubernetes.io/metadata.name, operator: NotIn, values: [x]}]}}]}]\n  egress: [{action: Accept, to: [{networks: [203.0.113.0/24]}, {domainNames: ['*.example.org']}], protocols: [{tcp: {destinationPort: {range: {start: 1, end: 9}}}}]}]\n",
+        "{\"kind\":\"List\",\"apiVersion\":\"v1\",\"items\":[{\"apiVersion\":\"networking.k8s.io/v1\",\"kind\":\"NetworkPolicy\",\"metadata\":{\"name\":\"p\"},\"spec\":{\"ingress\":[{}]}}]}",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .into()
+}
+
 /// Configurations.
 pub fn configs() -> Vec<Vec<u8>> {
     [

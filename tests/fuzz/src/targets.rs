@@ -109,6 +109,25 @@ pub fn policy_file(bytes: &[u8]) -> bool {
     }
 }
 
+/// Kubernetes manifests: what they become is a policy that compiles, and every error points into the text.
+pub fn manifests(bytes: &[u8]) -> bool {
+    let Ok(text) = str::from_utf8(bytes) else { return false };
+    match policy::import::import([("k8s.yaml", text)], &policy::import::Options::default()) {
+        Ok(imported) => {
+            let rules = policy::parse_file("policy.yaml", &imported.text)
+                .unwrap_or_else(|errors| panic!("{errors}\n{}", imported.text));
+            assert_eq!(rules.len(), imported.rules, "{}", imported.text);
+            Compiled::new(&rules, Capabilities::default()).expect("what was made compiles");
+            true
+        }
+        Err(errors) => {
+            assert!(errors.iter().next().is_some() && !errors.to_string().is_empty());
+            errors.iter().for_each(|error| check_place(text, error.line as usize, error.column as usize));
+            false
+        }
+    }
+}
+
 /// The configuration: errors point into the text.
 pub fn config(bytes: &[u8]) -> bool {
     let Ok(text) = str::from_utf8(bytes) else { return false };
