@@ -15,7 +15,7 @@ use crate::{
     cleared::cleared,
     emit::{At, Hold, Parties, count_handshake, count_reason, hold, refused},
     flow_table::{Lookup, account_in, find, started},
-    inbound_answer::{answered, refused_by_peer, retry_asked},
+    inbound_answer::{answered, cut_by_peer, cut_option, refused_by_peer, retry_asked},
     inbound_open::opened,
     judge::rejudge,
     maps::{KNOWN_TO_PEER, SESSIONS},
@@ -85,7 +85,10 @@ fn stray(packet: &Packet, pu: u32) -> i32 {
 fn of_flow(packet: &Packet, flow: &mut Flow) -> i32 {
     if flow.state == ESTABLISHED {
         if flow.generation != packet.config.generation && !rejudge(packet.key, flow, packet.config.generation) {
-            return reset_sender(packet);
+            return reset_sender(packet, flow);
+        }
+        if packet.tcp.flags & RST != 0 && packet.tcp.option.is_some() {
+            return cut_or_forged(packet, flow);
         }
         if is_update(packet) {
             return updated(packet, flow);
@@ -93,6 +96,12 @@ fn of_flow(packet: &Packet, flow: &mut Flow) -> i32 {
         return admit(packet, flow);
     }
     handshake(packet, flow)
+}
+
+/// A reset with an option of ours on a live connection: the peer's enforcer cut it, or nobody did.
+#[inline(never)]
+fn cut_or_forged(packet: &Packet, flow: &mut Flow) -> i32 {
+    if cut_by_peer(packet, flow) { PASS } else { drop_with(packet, flow, Reason::ReplyMac) }
 }
 
 #[inline(always)]
@@ -130,7 +139,7 @@ fn admit(packet: &Packet, flow: &mut Flow) -> i32 {
 #[inline(never)]
 fn handshake(packet: &Packet, flow: &mut Flow) -> i32 {
     if flow.state == CUT {
-        return reset_sender(packet);
+        return reset_sender(packet, flow);
     }
     let flags = packet.tcp.flags;
     if flags & RST != 0 {
@@ -158,6 +167,7 @@ fn handshake(packet: &Packet, flow: &mut Flow) -> i32 {
 fn reset_by_peer(packet: &Packet, flow: &mut Flow) -> i32 {
     match packet.tcp.option.map(|option| option.packet_type()) {
         Some(RETRY) => retry_asked(packet, flow),
+        Some(DENY) if cut_by_peer(packet, flow) => PASS,
         Some(DENY) => refused_by_peer(packet, flow),
         _ => admit(packet, flow),
     }
@@ -213,13 +223,14 @@ pub fn drop_with(packet: &Packet, flow: &Flow, reason: Reason) -> i32 {
     DROP
 }
 
-/// Answers a segment of a cut flow with the reset its sender accepts.
+/// Answers a segment of a cut flow with the reset its sender accepts, and with the reason for its enforcer.
 #[inline(never)]
-fn reset_sender(packet: &Packet) -> i32 {
+fn reset_sender(packet: &Packet, flow: &Flow) -> i32 {
     if packet.tcp.flags & RST != 0 {
         return PASS;
     }
-    match into_reset(packet.ctx, packet.ip, packet.tcp, None) {
+    let option = cut_option(flow);
+    match into_reset(packet.ctx, packet.ip, packet.tcp, option.as_ref()) {
         Ok(()) => send_back(packet.ctx, packet.source, Way::In, packet.config.mark),
         Err(_) => DROP,
     }

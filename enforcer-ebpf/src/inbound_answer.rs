@@ -2,9 +2,9 @@
 
 use common::{
     drop_reason::Reason,
-    event::{HELD_HELLO_REPLY, HELD_JUDGE},
+    event::{EVENT_CUT, HELD_HELLO_REPLY, HELD_JUDGE},
     flow::{
-        CLIENT, CONFIRMING, ESTABLISHED, FLAG_LOG, FLAG_RETRIED, Flow, PATH_EXTERNAL, PATH_HELLO, SYN_RECEIVED,
+        CLIENT, CONFIRMING, CUT, ESTABLISHED, FLAG_LOG, FLAG_RETRIED, Flow, PATH_EXTERNAL, PATH_HELLO, SYN_RECEIVED,
         SYN_SENT,
     },
     identity::{Credential, SessionPu},
@@ -14,7 +14,7 @@ use common::{
 
 use crate::{
     attribute::{Source, is_observed, pu_info},
-    emit::{At, Hold, Parties, count_handshake, count_reason, hold, refused},
+    emit::{At, Hold, Parties, count_handshake, count_reason, flow_event, hold, refused},
     flow_table::{account_in, coarse_now, remove, started},
     inbound::drop_with,
     judge::judge,
@@ -310,6 +310,10 @@ pub fn refused_by_peer(packet: &Packet, flow: &mut Flow) -> i32 {
         return drop_with(packet, flow, Reason::NoFlow);
     }
     if option.index() != 0 {
+        // Where the flow has a session already, no other peer's word counts.
+        if flow.session != 0 && option.index() != flow.session {
+            return drop_with(packet, flow, Reason::ReplyMac);
+        }
         // SAFETY: the agent replaces sessions whole.
         let Some(session) = (unsafe { SESSIONS.get(option.index()) }) else {
             return drop_with(packet, flow, Reason::ReplyMac);
@@ -324,4 +328,39 @@ pub fn refused_by_peer(packet: &Packet, flow: &mut Flow) -> i32 {
     refused(packet.key, &Parties::of(flow), reason, At { role: flow.role, inbound: true, by_peer: true });
     remove(packet.key);
     PASS
+}
+
+/// The peer's enforcer has cut a connection that both had confirmed, and says why: both ends shall tell the same.
+/// Whether it is so; anything else is for [`refused_by_peer`].
+#[inline(never)]
+pub fn cut_by_peer(packet: &Packet, flow: &mut Flow) -> bool {
+    let Some(option) = packet.tcp.option else { return false };
+    if option.packet_type() != DENY || flow.session == 0 || option.index() != flow.session {
+        return false;
+    }
+    // SAFETY: the agent replaces sessions whole; a torn read only makes a MAC wrong.
+    let Some(session) = (unsafe { SESSIONS.get(flow.session) }) else { return false };
+    let transcript =
+        Transcript { sender_isn: flow.peer_isn, peer_isn: flow.local_isn, peer_handle: flow.local_handle };
+    if mac(&session.key_in, DENY, option.flags, option.handle(), option.index(), &transcript) != option.mac() {
+        return false;
+    }
+    let reason = Reason::from_number(option.flags as u16).unwrap_or(Reason::PeerDenied);
+    count_handshake(DENY, true);
+    count_reason(reason, true);
+    account_in(flow, packet.tcp, packet.ctx.len());
+    // A stack that has moved on meanwhile does not take the reset: whatever it sends next is answered with one that it does.
+    flow.state = CUT;
+    flow.reason = reason as u16;
+    flow_event(EVENT_CUT, packet.key, flow, reason as u16, flow.rtt_us);
+    true
+}
+
+/// The reason of a cut flow, for its peer: bound to this very connection.
+#[inline(always)]
+pub fn cut_option(flow: &Flow) -> Option<OptionBytes> {
+    // SAFETY: the agent replaces sessions whole; a torn read only makes a MAC wrong.
+    let session = unsafe { SESSIONS.get(flow.session) }?;
+    let transcript = Transcript { sender_isn: flow.local_isn, peer_isn: flow.peer_isn, peer_handle: flow.peer_handle };
+    Some(sealed(&session.key_out, DENY, flow.reason as u8, 0, session.peer_index, &transcript))
 }

@@ -262,7 +262,7 @@ fn refuse(packet: &Packet, parties: &Parties, reason: Reason) -> i32 {
         None => OptionBytes::new(DENY, reason as u8, 0, 0, 0),
     };
     count_handshake(DENY, false);
-    match into_reset(packet.ctx, packet.ip, packet.tcp, Some(&option)) {
+    match into_reset(packet.ctx, packet.ip, packet.tcp, packet.tcp.option.is_some().then_some(&option)) {
         Ok(()) => send_back(packet.ctx, packet.source, Way::In, packet.config.mark),
         Err(_) => DROP,
     }

@@ -100,7 +100,7 @@ pub fn outbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut P
     let pu = source.sender(ctx);
     if pu == UNMANAGED {
         let denied =
-            ip.proto == UDP && config.flags & CONFIG_UNMANAGED_DENY != 0 && !is_dhcp(sport) && from_socket(ctx);
+            ip.proto == UDP && config.flags & CONFIG_UNMANAGED_DENY != 0 && !is_dhcp(sport, dport) && from_socket(ctx);
         if !denied {
             return PASS;
         }
@@ -266,8 +266,8 @@ fn is_icmp_error(ip: &Ip, kind: u16) -> bool {
     }
 }
 
-/// DHCP and DHCPv6 clients, without which a host loses its address.
+/// DHCP and DHCPv6 clients asking a server, without which a host loses its address.
 #[inline(always)]
-fn is_dhcp(sport: u16) -> bool {
-    sport == 68 || sport == 546
+fn is_dhcp(sport: u16, dport: u16) -> bool {
+    sport == 68 && dport == 67 || sport == 546 && dport == 547
 }

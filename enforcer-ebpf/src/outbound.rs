@@ -68,7 +68,12 @@ pub fn outbound(ctx: &TcContext, config: &Config, source: Source) -> i32 {
     let opening = packet.tcp.flags & (SYN | ACK) == SYN;
     match find(packet.key, source.interface(ctx)) {
         Lookup::Elsewhere => PASS,
-        Lookup::Ours(flow) if !opening => of_flow(&packet, flow),
+        Lookup::Ours(flow) if !opening => {
+            if source == Source::Socket && is_foreign(&packet, flow) {
+                return forged(&packet, flow);
+            }
+            of_flow(&packet, flow)
+        }
         // A SYN on a known tuple is attributed like any other: whoever sends it gets no identity from the flow.
         Lookup::Ours(flow) => unowned(&packet, opening, Some(flow)),
         Lookup::None => unowned(&packet, opening, None),
@@ -83,6 +88,35 @@ fn unowned(packet: &Packet, opening: bool, existing: Option<&mut Flow>) -> i32 {
         return unmanaged(packet, opening);
     }
     if opening { open(packet, pu, existing) } else { stray(packet, pu) }
+}
+
+/// Whether something else than the connection's own socket sent this: a TCP socket bears its port as its number, which
+/// raw and packet sockets do not.
+#[inline(always)]
+fn is_foreign(packet: &Packet, flow: &Flow) -> bool {
+    // SAFETY: the context is valid for the whole program; the socket is null-checked, as the verifier demands.
+    let port = unsafe {
+        let sk = (*packet.ctx.skb.skb).__bindgen_anon_2.sk;
+        if sk.is_null() {
+            return false;
+        }
+        (*sk).src_port
+    };
+    port != packet.key.local_port as u32 && is_of_another(packet, flow)
+}
+
+/// Whether that sender is another PU, or nobody's and writes more than the stack does in its own name (resets, and
+/// acknowledgements for sockets in TIME_WAIT).
+#[inline(never)]
+fn is_of_another(packet: &Packet, flow: &Flow) -> bool {
+    let pu = packet.source.sender(packet.ctx);
+    pu != flow.pu && (pu != UNMANAGED || packet.tcp.payload != 0)
+}
+
+#[inline(never)]
+fn forged(packet: &Packet, flow: &Flow) -> i32 {
+    refused(packet.key, &Parties::of(flow), Reason::ForgedByPu, At { role: flow.role, inbound: false, by_peer: false });
+    DROP
 }
 
 #[inline(always)]

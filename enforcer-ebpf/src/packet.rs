@@ -301,6 +301,10 @@ fn ipv6(bytes: &impl Bytes, start: u32, found: &mut Ip) -> Result<(), Stop> {
     found.v6 = true;
     found.src = read_address(bytes, start + 8).ok_or(Stop::Malformed)?;
     found.dst = read_address(bytes, start + 24).ok_or(Stop::Malformed)?;
+    // IPv4 connections are kept under such addresses; in an IPv6 packet they would be taken for those.
+    if is_mapped(&found.src) || is_mapped(&found.dst) {
+        return Err(Stop::Malformed);
+    }
     found.proto = header.next;
     found.extended = false;
     found.first_fragment = false;
@@ -311,6 +315,11 @@ fn ipv6(bytes: &impl Bytes, start: u32, found: &mut Ip) -> Result<(), Stop> {
         walk_extensions(bytes, found)?;
     }
     Ok(())
+}
+
+#[inline(always)]
+fn is_mapped(addr: &Addr) -> bool {
+    addr[0] == 0 && addr[1] == 0 && addr[2] == 0xffff_u32.to_be()
 }
 
 #[inline(always)]

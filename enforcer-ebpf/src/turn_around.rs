@@ -104,11 +104,10 @@ const ECN: u8 = 0xc0;
 /// Length of a TCP header without options.
 const PLAIN_HEADER: u32 = 20;
 
-/// Turns a segment into the reset its sender accepts (RFC 9293 section 3.10.7), with `option` if the segment carried one
-/// of ours. Nothing else of what it carried comes back: a stack does not take a reset with malformed options.
+/// Turns a segment into the reset its sender accepts (RFC 9293 section 3.10.7), with `option`, which is for a sender that
+/// writes such options itself. Nothing of what it carried comes back: a stack does not take a reset with malformed options.
 #[inline(never)]
 pub fn into_reset(ctx: &TcContext, ip: &Ip, tcp: &Tcp, option: Option<&OptionBytes>) -> Result<(), Reason> {
-    let option = if tcp.option.is_some() { option } else { None };
     let header = if option.is_some() { PLAIN_HEADER + OPTION_LEN as u32 } else { PLAIN_HEADER };
     let end = ip.l4 + header;
     // SAFETY: a helper call on our own context.

@@ -125,6 +125,7 @@ fn a_change_cuts_what_is_no_longer_allowed_at_both_ends() -> Result<()> {
         assert_eq!(over.len(), 8, "{}: {over:#?}", host.name());
         let cut: Vec<_> = over.into_iter().filter(|record| record.event == "cut").collect();
         assert!(cut.iter().all(|record| record.reason == "revoked" && record.verdict == "deny"), "{cut:?}");
+        assert_eq!(cut.len(), 8, "{}: the end that is reset is told why", host.name());
         let total = counted.verdicts_out("revoked") + counted.verdicts_in("revoked");
         assert_eq!(total, cut.len() as i64, "{}: counted once for each", host.name());
         let client =
@@ -139,6 +140,31 @@ fn a_change_cuts_what_is_no_longer_allowed_at_both_ends() -> Result<()> {
     for to in pair.addresses(8020) {
         assert_eq!(pair.client.connect(&to, &["--payload", "ping"])?.outcome, Outcome::Ok, "{to}");
     }
+    Ok(())
+}
+
+#[test]
+fn the_other_end_hears_why_a_connection_was_cut() -> Result<()> {
+    let pair = Pair::new("cutwhy")?;
+    let _server = pair.server.serve(&["--listen", "[::]:8020"])?;
+    let mut held = Vec::new();
+    for to in pair.addresses(8020) {
+        held.push(Held::open(&pair.client, &to)?);
+    }
+    let before = pair.a.counters()?;
+    // Nothing changes at the client's end: only the server is no longer what it was.
+    pair.b.enforcer(&["pu", "rm", "server"])?.ok()?;
+    let deadline = Instant::now() + Duration::from_secs(1);
+    for held in &mut held {
+        held.assert_reset(deadline, "of a PU that is gone")?;
+    }
+    let cut = |record: &&Record| record.event == "cut" && record.remote.ends_with(":8020");
+    let records = records(&pair.a, |records| records.iter().filter(cut).count() >= 8)?;
+    let cut: Vec<_> = records.iter().filter(cut).collect();
+    assert_eq!(cut.len(), 8, "{cut:#?}");
+    assert!(cut.iter().all(|record| record.reason == "revoked" && record.role == "client"), "{cut:?}");
+    let counted = &pair.a.counters()? - &before;
+    assert_eq!((counted.packets_in("deny"), counted.verdicts_in("revoked")), (8, 8), "{:?}", counted.refusals());
     Ok(())
 }
 

@@ -279,6 +279,37 @@ fn multipath_tcp_falls_back() -> Result<()> {
 }
 
 #[test]
+fn nobody_else_writes_on_a_connection() -> Result<()> {
+    let pair = Pair::new("foreign")?;
+    let other = pair.a.workload("other", &["app=client"])?;
+    let tool = tests::lab_tool()?.to_string_lossy().into_owned();
+    for ip in pair.a.ips() {
+        let to = if ip.is_ipv4() { pair.b.socket_v4(8020) } else { pair.b.socket_v6(8020) };
+        let from = std::net::SocketAddr::new(ip, 40_000).to_string();
+        let counted = counted(&pair, || {
+            std::thread::scope(|scope| {
+                let talk = scope.spawn(|| {
+                    let steps = ["send=a", "expect=b", "wait=1500", "send=c", "fin", "eof"];
+                    play(&pair, &to, 8020, &["--from", &from], &steps, &["expect=a", "send=b", "expect=c", "eof"])
+                });
+                std::thread::sleep(Duration::from_millis(600));
+                // Another PU of the host, and a process that is none.
+                for place in [&*other, &*pair.a] {
+                    let raw =
+                        [&tool, "raw", "--to", &to, "--from", &from, "--flags", "PA", "--ack", "1", "--payload", "ff"];
+                    place.exec(&[&raw[..], &["--wait", "0"]].concat())?.ok()?;
+                }
+                talk.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map(drop)
+            })
+        })?;
+        assert_eq!(counted.a.verdicts_out("forged_by_pu"), 2, "{to}: {:?}", counted.a.refusals());
+        assert_eq!(counted.a.refusals().len(), 1, "{to}: {:?}", counted.a.refusals());
+        assert_eq!(counted.b.refusals(), BTreeMap::new(), "{to}: nothing of it left");
+    }
+    Ok(())
+}
+
+#[test]
 fn every_way_to_end() -> Result<()> {
     let pair = Pair::new("ends")?;
     let ways: [(&str, &[&str], &[&str]); 6] = [

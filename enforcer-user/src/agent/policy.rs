@@ -383,11 +383,17 @@ fn cut(shared: &Shared, key: &FlowKey, flow: &Flow, reason: Reason, rule: u32, l
     let outward = outward(flow);
     let count = if fresh { abi::reason_stat(reason as u16, false) } else { 0 };
     let to = links.get(&flow.ifindex).copied().unwrap_or_default();
-    for (toward, seq, ack, flags, count) in [
-        (Toward::Local, flow.ack_out, flow.next_out, inward, count),
-        (Toward::Remote, flow.next_out, flow.ack_out, outward, 0),
+    let session = shared.maps.sessions.get(&flow.session).ok().flatten();
+    let why = session.map(|session| {
+        let proof = build::DenyProof { key: &session.key_out, peer_index: session.peer_index };
+        build::cut_reason(flow, reason, proof)
+    });
+    // The peer first: once this end's socket is gone, its stack answers the probe with a reset that says nothing.
+    for (toward, seq, ack, flags, count, why) in [
+        (Toward::Remote, flow.next_out, flow.ack_out, outward, 0, why),
+        (Toward::Local, flow.ack_out, flow.next_out, inward, count, None),
     ] {
-        let [reset, probe] = build::cut_flow(key, toward, to, seq, ack);
+        let [reset, probe] = build::cut_flow(key, toward, to, seq, ack, why);
         for (frame, count) in [(reset, count), (probe, 0)] {
             if let Err(error) = shared.tap.inject(&frame, flow.ifindex, flags | INJECT_TRUSTED, count) {
                 tracing::debug!(%error, "a reset could not be sent");

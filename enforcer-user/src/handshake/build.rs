@@ -3,7 +3,7 @@
 use common::{
     Addr,
     drop_reason::Reason,
-    flow::FlowKey,
+    flow::{Flow, FlowKey},
     is_v4,
     wire::{self, DENY, MacKey, OPTION_LEN, OptionBytes, Transcript},
 };
@@ -95,14 +95,21 @@ pub enum Toward {
 
 /// The two segments that cut a flow, without option, to the link-layer address `to`: a reset (RST|ACK), and a probe (ACK
 /// of the number before) that whoever has moved on meanwhile answers with its true numbers. `seq` is the next sequence
-/// number the receiver expects, `ack` the last it sent plus one.
-pub fn cut_flow(key: &FlowKey, toward: Toward, to: [u8; 6], seq: u32, ack: u32) -> [Vec<u8>; 2] {
+/// number the receiver expects, `ack` the last it sent plus one; `reason` goes with the reset, for the peer's enforcer.
+pub fn cut_flow(
+    key: &FlowKey,
+    toward: Toward,
+    to: [u8; 6],
+    seq: u32,
+    ack: u32,
+    reason: Option<OptionBytes>,
+) -> [Vec<u8>; 2] {
     let (local, remote) = ((key.local, key.local_port), (key.remote, key.remote_port));
     let (source, destination) = match toward {
         Toward::Local => (remote, local),
         Toward::Remote => (local, remote),
     };
-    [(seq, RST | ACK), (seq.wrapping_sub(1), ACK)].map(|(seq, flags)| {
+    [(seq, RST | ACK, reason), (seq.wrapping_sub(1), ACK, None)].map(|(seq, flags, option)| {
         let mut link = [0; 12];
         link[..6].copy_from_slice(&to);
         segment(&Segment {
@@ -114,7 +121,7 @@ pub fn cut_flow(key: &FlowKey, toward: Toward, to: [u8; 6], seq: u32, ack: u32) 
             seq,
             ack,
             flags,
-            option: None,
+            option,
             payload: &[],
         })
     })
@@ -155,6 +162,12 @@ pub fn introduce(frame: &Frame<'_>, option: &OptionBytes, credential: &[u8]) -> 
 /// The reset in answer to a SYN, toward the stack that sent it.
 pub fn refuse_sender(frame: &Frame<'_>) -> Vec<u8> {
     answer(frame, None)
+}
+
+/// Why this end cut `flow`, bound to that very connection.
+pub fn cut_reason(flow: &Flow, reason: Reason, proof: DenyProof<'_>) -> OptionBytes {
+    let transcript = Transcript { sender_isn: flow.local_isn, peer_isn: flow.peer_isn, peer_handle: flow.peer_handle };
+    wire::sealed(proof.key, DENY, reason as u8, 0, proof.peer_index, &transcript)
 }
 
 struct Segment<'a> {

@@ -75,15 +75,20 @@ fn flows_are_cut_at_either_end() {
     for [local, remote] in [v4, [[1, 2, 3, 4], [5, 6, 7, 8]]] {
         let key = FlowKey { local, remote, local_port: 80, remote_port: 40_000, proto: 6, pad: [0; 3] };
         let link = [2, 0, 0, 0, 0, 1];
-        for (made, (seq, flags)) in cut_flow(&key, Toward::Remote, link, 1, 2).iter().zip([(1, RST | ACK), (0, ACK)]) {
+        let flow = Flow { local_isn: 5, peer_isn: 6, peer_handle: 7, ..Flow::default() };
+        let mac_key = MacKey { k0: 1, k1: 2 };
+        let why = cut_reason(&flow, Reason::Revoked, DenyProof { key: &mac_key, peer_index: 8 });
+        assert_eq!((why.packet_type(), why.flags, why.index()), (DENY, Reason::Revoked as u8, 8));
+        let expected = [(1, RST | ACK, Some(why)), (0, ACK, None)];
+        for (made, (seq, flags, option)) in cut_flow(&key, Toward::Remote, link, 1, 2, Some(why)).iter().zip(expected) {
             assert!(checksums_hold(made));
             assert_eq!(made[..6], link);
             let cut = Frame::parse(made).unwrap();
-            assert_eq!((cut.flags(), cut.seq(), cut.ack(), cut.option()), (flags, seq, 2, None));
+            assert_eq!((cut.flags(), cut.seq(), cut.ack(), cut.option()), (flags, seq, 2, option));
             assert_eq!((cut.source(), cut.source_port()), (local, 80));
             assert_eq!((cut.destination(), cut.destination_port()), (remote, 40_000));
         }
-        let [reset, _] = cut_flow(&key, Toward::Local, link, 3, 4);
+        let [reset, _] = cut_flow(&key, Toward::Local, link, 3, 4, None);
         let rst = Frame::parse(&reset).unwrap();
         assert_eq!((rst.seq(), rst.ack()), (3, 4));
         assert_eq!((rst.source(), rst.source_port()), (remote, 40_000));

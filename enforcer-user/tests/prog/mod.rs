@@ -97,8 +97,14 @@ impl Bench {
         let mut context = [0u8; 192];
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
         let mut out = vec![0u8; 8192];
+        let mut frame = frame.to_vec();
+        if program == "tc_ingress" {
+            // What bears another link-layer address is not for this interface.
+            let interface = link_net::by_index(ifindex).unwrap().expect("the bench's interface");
+            frame[..6].copy_from_slice(&interface.address);
+        }
         let options = TestRunOptions {
-            data_in: Some(frame),
+            data_in: Some(&frame),
             data_out: Some(&mut out),
             ctx_in: Some(&context),
             ..TestRunOptions::new()

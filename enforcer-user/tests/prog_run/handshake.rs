@@ -298,6 +298,14 @@ fn a_refusal_by_the_peer_must_be_authentic() {
                 let frame = forged.frame();
                 counting(&bench, &[(Reason::ReplyMac, IN)], &[], || assert_eq!(bench.to(&frame).0, Drop));
             }
+            // Another session's peer, however authentic, is not the one that was asked.
+            let with = |session| Flow { session, ..super::sent(&bench) };
+            bench.maps.flows.insert(&at, &with(SESSION + 1)).unwrap();
+            let other = bare.clone().with(deny(Reason::NoRule as u8)).frame();
+            counting(&bench, &[(Reason::ReplyMac, IN)], &[], || assert_eq!(bench.to(&other).0, Drop));
+            bench.maps.flows.insert(&at, &with(SESSION)).unwrap();
+            counting(&bench, &[(Reason::NoRule, IN)], &[(DENY, IN)], || assert_eq!(bench.to(&other).0, Pass));
+            sent();
             let late = Segment { ack: ISN, ..bare.clone() }.with(deny(1)).frame();
             counting(&bench, &[(Reason::NoFlow, IN)], &[], || assert_eq!(bench.to(&late).0, Drop));
             assert!(bench.maps.flows.get(&at).unwrap().is_some());

@@ -207,6 +207,10 @@ fn unmanaged_processes_may_be_denied() {
             assert_local_reset(&syn, &out);
             let datagram = udp(host, peer, SPORT, PORT);
             counting(&bench, &denied, &[], || assert_eq!(bench.run("tc_egress", &datagram).0, Drop));
+            for (sport, dport) in [(68, 53), (546, 67), (67, 68)] {
+                let datagram = udp(host, peer, sport, dport);
+                counting(&bench, &denied, &[], || assert_eq!(bench.run("tc_egress", &datagram).0, Drop, "{sport}"));
+            }
             let coming = Segment::syn(peer, host, SPORT, PORT, PEER_ISN).frame();
             let denied = [(Reason::UnmanagedDenied, IN)];
             counting(&bench, &denied, &[], || assert_eq!(bench.run("tc_ingress", &coming).0, Drop));

@@ -12,7 +12,15 @@ fn resets_are_right_whatever_was_cut_off() {
         for [pu, peer, _] in families() {
             let data = |len: usize| (0..len).map(|at| (at * 37 % 251) as u8).collect::<Vec<u8>>();
             // A flow that was cut: each segment of either end is answered with the reset its sender accepts.
-            bench.maps.flows.insert(&key(pu, SPORT, peer, PORT), &Flow { state: CUT, ..sent(&bench) }).unwrap();
+            let cut = Flow {
+                state: CUT,
+                reason: Reason::Revoked as u16,
+                peer_isn: PEER_ISN,
+                peer_handle: PEER_HANDLE,
+                session: SESSION,
+                ..sent(&bench)
+            };
+            bench.maps.flows.insert(&key(pu, SPORT, peer, PORT), &cut).unwrap();
             for len in LENGTHS {
                 for (outward, flags) in
                     [(true, ACK | PSH), (false, ACK | PSH), (true, ACK | FIN), (true, 0), (false, 0)]
@@ -35,7 +43,14 @@ fn resets_are_right_whatever_was_cut_off() {
                     assert_eq!(action, Redirect);
                     let reset = Segment::parse(&out);
                     assert_eq!((reset.source, reset.sport, reset.target, reset.dport), (target, dport, source, sport));
-                    assert_eq!((reset.options, reset.payload.len()), (vec![], 0), "a reset repeats nothing");
+                    // The PU's own stack learns nothing but the end; the peer's enforcer learns why.
+                    let why = if outward { 0 } else { 20 };
+                    assert_eq!((reset.options.len(), reset.payload.len()), (why, 0), "a reset repeats nothing");
+                    if !outward {
+                        let proven =
+                            sealed(KEY_OUT, DENY, Reason::Revoked as u8, 0, PEER_SESSION, (ISN, PEER_ISN, PEER_HANDLE));
+                        assert_eq!(reset.last_option(), proven);
+                    }
                     if flags & ACK != 0 {
                         assert_eq!((reset.flags, reset.seq, reset.ack), (RST, 2000, 0));
                     } else {

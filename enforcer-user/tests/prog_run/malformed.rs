@@ -31,7 +31,11 @@ fn malformed() -> Vec<Bad> {
         }
         extended(&chain, 60)
     };
+    // An IPv4 connection's addresses, as this side keeps them, in a packet of the other family.
+    let mapped = [&[0; 10][..], &[0xff, 0xff, 10, 0, 0, 1]].concat();
     let mut cases = vec![
+        bad("IPv6 from a mapped IPv4 address", changed(&v6, 22, &mapped), Reason::Malformed),
+        bad("IPv6 to a mapped IPv4 address", changed(&v6, 38, &mapped), Reason::Malformed),
         bad("IPv4 header cut short", v4[..30].to_vec(), Reason::Malformed),
         bad("IPv6 header cut short", v6[..50].to_vec(), Reason::Malformed),
         bad("version 5 in IPv4", changed(&v4, 14, &[0x55]), Reason::Malformed),
