@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tests::{Host, Outcome, Pair, Proc, Workload};
+use tests::{Host, Lab, Outcome, Pair, Place, Proc, Workload};
 
 /// What a change may take until both ends have acted on it.
 const SOON: Duration = Duration::from_secs(2);
@@ -33,7 +33,7 @@ fn until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
     Ok(())
 }
 
-fn hold(client: &Workload, to: &str, ping: &str) -> Result<Proc> {
+fn hold(client: &Place, to: &str, ping: &str) -> Result<Proc> {
     let mut process = client.spawn_tool(&["hold", to, "--count", "2", "--ping", ping])?;
     let ready = process.wait_for_line("READY", Duration::from_secs(5))?;
     ensure!(ready == r#"READY {"open":2,"failed":0}"#, "{to}: {ready}");
@@ -41,7 +41,7 @@ fn hold(client: &Workload, to: &str, ping: &str) -> Result<Proc> {
 }
 
 /// Silent and talking connections over both families.
-fn hold_all(client: &Workload, addresses: &[String]) -> Result<Vec<Proc>> {
+fn hold_all(client: &Place, addresses: &[String]) -> Result<Vec<Proc>> {
     let mut held = Vec::new();
     for to in addresses {
         held.push(hold(client, to, "0")?);
@@ -203,6 +203,54 @@ fn a_silent_connection_hears_of_it_too() -> Result<()> {
     pair.b.enforcer(&["pu", "tag", "server", "--set", "app=other"])?.ok()?;
     assert_cut(&mut held, Instant::now())?;
     assert_eq!(server.received()?, 0, "nothing of all this reached the listener's connections");
+    Ok(())
+}
+
+#[test]
+fn a_pu_behind_an_interface_tells_and_hears() -> Result<()> {
+    let lab = Lab::new("iftags")?;
+    lab.write_policy("pair.yaml", &format!("name: pair\nrules:\n{POLICY}"))?;
+    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    let guest = a.guest("box", &[&b])?;
+    a.start_enforcer("datapath.interfaces = [\"auto\"]")?;
+    b.start_enforcer("")?;
+    a.enforcer(&[
+        "pu",
+        "add",
+        "--interface",
+        guest.interface(),
+        "--name",
+        "box",
+        "--tag",
+        "app=client",
+        "--incomplete",
+    ])?
+    .ok()?;
+    let remote = b.workload("remote", &["app=server"])?;
+    let local = a.workload("local", &["app=server"])?;
+    let _servers = [remote.serve(&["--listen", "[::]:8020"])?, local.serve(&["--listen", "[::]:8020"])?];
+    let addresses = [b.socket_v4(8020), b.socket_v6(8020), a.socket_v4(8020), a.socket_v6(8020)];
+    let mut waiting = guest.spawn_tool(&["connect", &addresses[0], "--payload", "ping", "--timeout", "5000"])?;
+    std::thread::sleep(Duration::from_millis(300));
+    ensure!(waiting.wait(Duration::ZERO)?.is_none(), "did not wait: {}", waiting.stdout());
+    a.enforcer(&["pu", "tag", "box", "--set", "role=ok", "--complete"])?.ok()?;
+    ensure!(waiting.wait(Duration::from_millis(600))?.is_some(), "by TCP's timer: {}", a.enforcer_log());
+    assert!(waiting.stdout().contains(r#""outcome":"ok""#), "{}", waiting.stdout());
+    let mut held = hold_all(&guest, &addresses)?;
+    a.enforcer(&["pu", "tag", "box", "--set", "version=2"])?.ok()?;
+    b.enforcer(&["pu", "tag", "remote", "--set", "tier=gold"])?.ok()?;
+    until("all ends see it", || {
+        let (here, there) = (peer_tags(&a)?.join(" "), peer_tags(&b)?.join(" "));
+        // Eight ends in the guest and eight of its neighbour here, eight remote ends there.
+        let count = (here.matches("tier=gold").count(), here.matches("version=2").count());
+        Ok(count.0 >= 8 && count.1 >= 8 && there.matches("version=2").count() >= 8)
+    })
+    .with_context(|| format!("{:?}\n{:?}", peer_tags(&a), peer_tags(&b)))?;
+    assert_alive(&mut held)?;
+    let begin = Instant::now();
+    a.enforcer(&["pu", "tag", "box", "--unset", "role"])?.ok()?;
+    assert_cut(&mut held, begin)?;
+    assert!(b.enforcer_log().matches("the tags of a peer's PU changed").count() >= 2, "{}", b.enforcer_log());
     Ok(())
 }
 
