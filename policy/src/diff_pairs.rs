@@ -10,6 +10,9 @@ use crate::compile::{Capabilities, CompileError, Compiled, IdentityId, Interval,
 use crate::known::Known;
 use crate::model::{Action, Moment, PolicyRule, PortRange, RuleId};
 
+/// At most so many pairs are listed.
+pub const MAX_CHANGES: usize = 10_000;
+
 /// Every change of verdict between known identities.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct PairsDiff {
@@ -17,6 +20,9 @@ pub struct PairsDiff {
     pub changes: Vec<PairChange>,
     /// How many identities and external networks were looked at.
     pub ends: usize,
+    /// There are more such pairs than [`MAX_CHANGES`].
+    #[serde(default)]
+    pub truncated: bool,
 }
 
 /// A pair judged otherwise.
@@ -75,7 +81,7 @@ pub fn diff_pairs(
 
     let pus: Vec<End> = (1..).zip(known).map(|(number, known)| End::pu(IdentityId(number), known)).collect();
     let networks = networks(&before, &after);
-    let mut diff = PairsDiff { ends: pus.len() + networks.len(), changes: Vec::new() };
+    let mut diff = PairsDiff { ends: pus.len() + networks.len(), changes: Vec::new(), truncated: false };
     let everybody: Vec<&End> = pus.iter().chain(&networks).collect();
     let touched = |end: &&&End| end.network || end.after.is_none_or(|id| delta.touches(id));
     let touched_ends: Vec<&End> = everybody.iter().filter(touched).copied().collect();
@@ -90,6 +96,10 @@ pub fn diff_pairs(
             }
             let ports = changes(&Side::of(&before, from.before, to.before), &Side::of(&after, from.after, to.after));
             if !ports.is_empty() {
+                if diff.changes.len() == MAX_CHANGES {
+                    diff.truncated = true;
+                    return Ok(diff);
+                }
                 diff.changes.push(PairChange { from: from.name.clone(), to: to.name.clone(), ports });
             }
         }

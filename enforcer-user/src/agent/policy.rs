@@ -56,6 +56,7 @@ pub(super) enum Beginning {
 /// Reads the policy for a start. Where an enforcer was in force before, a broken policy must not keep the agent away: nobody
 /// would renew and judge, and known peers would be strangers before long. A first start with one is an error.
 pub(super) fn begin(config: &Config, enforced_before: bool) -> anyhow::Result<Beginning> {
+    policy_apply::finish_interrupted(&config.policy.paths);
     let problem = match Rules::read(&config.policy.paths) {
         Ok(rules) => return Ok(Beginning::Policy(rules)),
         Err(error) if enforced_before => format!("{error:#}"),
@@ -221,6 +222,7 @@ pub(super) fn upkeep(shared: &Shared) {
 /// Reads the policy again and puts it in force; a broken one leaves the old in force and says so.
 pub(super) fn reload(shared: &Shared) {
     let _files = policy_apply::no_half_written_files();
+    policy_apply::finish_interrupted(&shared.config.policy.paths);
     reload_files(shared);
 }
 

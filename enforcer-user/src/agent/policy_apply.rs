@@ -9,6 +9,7 @@ use std::{
 };
 
 use policy::{Capabilities, Compiled, Moment};
+use serde::{Deserialize, Serialize};
 
 use super::{Shared, clock, policy as in_force, policy::Rules, views};
 use crate::{
@@ -54,12 +55,12 @@ pub(super) fn apply(
         view.generation = generation;
         return Ok(view);
     }
-    plan.write()?;
+    plan.write(&directory)?;
     in_force::reload_files(shared);
     let error = shared.state().policy_error.clone();
     if let Some(error) = error {
         // Somebody else changed another file meanwhile, or the kernel refused.
-        plan.undo();
+        plan.undo(&directory);
         in_force::reload_files(shared);
         return Err(AdminError::internal(format!("{error}; the files are as they were before")));
     }
@@ -151,32 +152,96 @@ impl Plan {
         }
     }
 
-    /// Writes everything beside what it replaces before it replaces anything.
-    fn write(&self) -> Result<(), AdminError> {
+    /// Writes everything beside what it replaces, then what is to be done, and only then does it: whoever is killed in
+    /// between leaves either all to be done or nothing.
+    fn write(&self, directory: &Path) -> Result<(), AdminError> {
         let prepared = self.changes.iter().try_for_each(|change| match &change.after {
             Some(text) => prepare(&change.path, text),
             None => Ok(()),
         });
-        let written =
-            prepared.and_then(|()| self.changes.iter().try_for_each(|change| put(&change.path, &change.after)));
+        let written = prepared.and_then(|()| Todo::of(&self.changes).save(directory)).and_then(|()| finish(directory));
         written.map_err(|error| {
-            self.undo();
+            self.undo(directory);
             AdminError::internal(format!("cannot write policy files: {error}; they are as they were before"))
         })
     }
 
-    fn undo(&self) {
+    fn undo(&self, directory: &Path) {
+        let _ = fs::remove_file(directory.join(TODO));
         for change in &self.changes {
             let _ = fs::remove_file(fresh(&change.path));
             if fs::read_to_string(&change.path).ok() == change.before {
                 continue;
             }
             let before = change.before.as_deref().map_or(Ok(()), |text| prepare(&change.path, text));
-            if let Err(error) = before.and_then(|()| put(&change.path, &change.before)) {
+            if let Err(error) = before.and_then(|()| put(&change.path, change.before.is_some())) {
                 tracing::error!(%error, "a policy file could not be put back");
             }
         }
     }
+}
+
+/// What is left to be done in a directory; hidden, so that it is not read as a policy.
+const TODO: &str = ".apply.json";
+
+/// Files to be replaced by what lies beside them, and files to be removed, by name.
+#[derive(Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Todo {
+    put: Vec<String>,
+    remove: Vec<String>,
+}
+
+impl Todo {
+    fn of(changes: &[Change]) -> Self {
+        let names = |put: bool| {
+            let chosen = changes.iter().filter(|change| change.after.is_some() == put);
+            chosen.map(|change| change.name.clone()).collect()
+        };
+        Self { put: names(true), remove: names(false) }
+    }
+
+    fn save(&self, directory: &Path) -> Result<(), String> {
+        let path = directory.join(TODO);
+        let text = serde_json::to_string(self).map_err(|error| error.to_string())?;
+        prepare(&path, &text)?;
+        put(&path, true)?;
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(|error| format!("{}: {}", directory.display(), error_text(&error)))
+    }
+}
+
+/// Ends what an agent that was killed had begun, in every directory; nobody may be writing there.
+pub(super) fn finish_interrupted(paths: &[PathBuf]) {
+    for directory in paths.iter().filter(|path| path.join(TODO).exists()) {
+        match finish(directory) {
+            Ok(()) => {
+                tracing::warn!(directory = %directory.display(), "policy files that were being applied are in place")
+            }
+            Err(error) => tracing::error!(%error, "policy files that were being applied could not be put in place"),
+        }
+    }
+}
+
+/// Does what is left to be done. Doing it twice changes nothing.
+fn finish(directory: &Path) -> Result<(), String> {
+    let path = directory.join(TODO);
+    let at = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let text = fs::read(&path).map_err(|error| at(&error_text(&error)))?;
+    let todo: Todo = serde_json::from_slice(&text).map_err(|error| at(&error))?;
+    for name in todo.put.iter().chain(&todo.remove) {
+        check_name(name).map_err(|error| at(&error))?;
+    }
+    for name in &todo.put {
+        let path = directory.join(name);
+        if fresh(&path).exists() {
+            put(&path, true)?;
+        }
+    }
+    for name in &todo.remove {
+        put(&directory.join(name), false)?;
+    }
+    fs::remove_file(&path).map_err(|error| at(&error_text(&error)))
 }
 
 /// The name of a file that is not in force yet: hidden files are not read.
@@ -198,10 +263,10 @@ fn prepare(path: &Path, text: &str) -> Result<(), String> {
     write().map_err(|error| format!("{}: {}", fresh.display(), error_text(&error)))
 }
 
-fn put(path: &Path, text: &Option<String>) -> Result<(), String> {
-    let done = match text {
-        Some(_) => fs::rename(fresh(path), path),
-        None => match fs::remove_file(path) {
+fn put(path: &Path, stays: bool) -> Result<(), String> {
+    let done = match stays {
+        true => fs::rename(fresh(path), path),
+        false => match fs::remove_file(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done,
         },
@@ -259,13 +324,13 @@ mod tests {
         let view = plan.view(&path);
         let told = (view.added, view.replaced, view.removed, view.unchanged);
         assert_eq!(told, (vec!["c.yml".to_owned()], vec!["b.yaml".into()], vec![], vec!["a.yaml".into()]));
-        plan.write().expect("written");
+        plan.write(&path).expect("written");
         let names: Vec<String> =
             listed(&path).into_iter().map(|(name, _)| name.rsplit('/').next().expect("name").into()).collect();
         assert_eq!(names, ["a.yaml", "b.yaml", "c.yml"], "nothing is left beside them");
         let plan = Plan::new(std::slice::from_ref(&path), &path, new(), true).expect("plan");
         assert_eq!(plan.view(&path).removed, ["a.yaml"]);
-        plan.write().expect("written");
+        plan.write(&path).expect("written");
         assert!(!path.join("a.yaml").exists());
     }
 
@@ -278,10 +343,33 @@ mod tests {
         let before = fs::read_to_string(path.join("a.yaml")).expect("text");
         let new = vec![file("a.yaml", "name: a\nrules: []\n"), file("c.yaml", "name: c\nrules: []\n")];
         let plan = Plan::new(std::slice::from_ref(&path), &path, new, false).expect("plan");
-        let error = plan.write().expect_err("in the way");
+        let error = plan.write(&path).expect_err("in the way");
         assert!(error.message.ends_with("they are as they were before"), "{error}");
         assert_eq!(fs::read_to_string(path.join("a.yaml")).expect("text"), before);
         assert!(!path.join("c.yaml").exists() && !path.join(".a.yaml.new").exists());
+    }
+
+    #[test]
+    fn what_a_killed_agent_had_begun_is_ended() {
+        let (_dir, path) = directory();
+        let new = || vec![file("a.yaml", "name: a\nrules: []\n"), file("c.yaml", "name: c\nrules: []\n")];
+        let plan = Plan::new(std::slice::from_ref(&path), &path, new(), true).expect("plan");
+        for change in plan.changes.iter().filter(|change| change.after.is_some()) {
+            prepare(&change.path, change.after.as_deref().expect("text")).expect("prepared");
+        }
+        // Killed before it was said what to do: nothing is done.
+        finish_interrupted(std::slice::from_ref(&path));
+        assert!(fs::read_to_string(path.join("a.yaml")).expect("text").contains("app=a"));
+        // Killed after the first of three steps: the others follow.
+        Todo::of(&plan.changes).save(&path).expect("saved");
+        put(&path.join("a.yaml"), true).expect("put");
+        finish_interrupted(std::slice::from_ref(&path));
+        let names: Vec<String> =
+            listed(&path).into_iter().map(|(name, _)| name.rsplit('/').next().expect("name").into()).collect();
+        assert_eq!(names, ["a.yaml", "c.yaml"]);
+        // What is to be done names no file elsewhere.
+        fs::write(path.join(TODO), r#"{"put":[],"remove":["../x.yaml"]}"#).expect("written");
+        assert!(finish(&path).expect_err("refused").contains("is not a policy file's name"));
     }
 
     #[test]

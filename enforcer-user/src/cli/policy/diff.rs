@@ -51,6 +51,7 @@ pub(super) fn print(diff: &PairsDiff, out: &mut Output) -> Result<(), Failure> {
         return Ok(out.line(format!("no pair {looked_at} is judged otherwise"))?);
     }
     let pairs = text::count(diff.changes.len(), "pair");
+    let pairs = if diff.truncated { format!("more than {pairs}") } else { pairs };
     out.line(format!("{pairs} {looked_at} judged otherwise"))?;
     out.line("")?;
     let mut table = Table::new(["FROM", "TO", "PORTS", "BEFORE", "AFTER"]);
