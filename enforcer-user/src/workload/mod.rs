@@ -27,7 +27,10 @@ pub mod cri;
 pub mod docker;
 pub mod exec_match;
 pub mod object;
+pub mod pipeline;
 pub mod tags;
+#[cfg(test)]
+pub(crate) mod test_sink;
 pub mod units;
 
 use std::{
@@ -37,6 +40,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use pipeline::{NotYet, Pipeline};
 pub use tags::{TagSet, TagSource};
 
 use crate::{admin::PuTarget, identity::Tags};

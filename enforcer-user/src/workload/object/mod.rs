@@ -22,7 +22,7 @@ pub use hash::{FileId, HashCache, sha256};
 pub(crate) use process::command_line;
 pub use process::{MainProcess, main_process, start_time};
 
-use super::{Extractor, KnownPu, TagSource, adopt, units};
+use super::{Extractor, KnownPu, NotYet, TagSource, adopt, units};
 use crate::{admin::PuTarget, identity::Tags};
 
 /// Finds the object attributes of PUs that are cgroups, by their main process.
@@ -49,12 +49,15 @@ impl Attributes {
     /// The tags of the main process of a cgroup with all below it, and of the cgroup itself.
     ///
     /// # Errors
-    /// If nothing runs there.
-    pub fn of_cgroup(&self, cgroup: &Path) -> std::io::Result<Tags> {
-        let processes = adopt::processes(cgroup).map_err(std::io::Error::other)?;
-        let main = main_process(&processes)
-            .ok_or_else(|| std::io::Error::other(format!("no process runs in {}", cgroup.display())))?;
-        let mut tags = process::tags(main.pid, &self.hashes)?;
+    /// [`NotYet`] if nothing runs there.
+    pub fn of_cgroup(&self, cgroup: &Path) -> anyhow::Result<Tags> {
+        let processes = adopt::processes(cgroup)?;
+        let main = main_process(&processes).ok_or(NotYet)?;
+        let mut tags = match process::tags(main.pid, &self.hashes) {
+            Ok(tags) => tags,
+            Err(_) if start_time(main.pid) != Some(main.started) => return Err(NotYet.into()),
+            Err(error) => return Err(error.into()),
+        };
         let ports = listening::ports(&processes);
         if !ports.is_empty() {
             tags.insert("@sys:listen".into(), ports);
@@ -65,7 +68,7 @@ impl Attributes {
         }
         // A process that ended while it was looked at may have been looked at in two lives.
         if start_time(main.pid) != Some(main.started) {
-            return Err(std::io::Error::other(format!("process {} ended", main.pid)));
+            return Err(NotYet.into());
         }
         Ok(tags)
     }
@@ -78,7 +81,7 @@ impl Extractor for Attributes {
 
     fn extract(&self, pu: &KnownPu) -> anyhow::Result<Tags> {
         match &pu.target {
-            PuTarget::Cgroup(path) => Ok(self.of_cgroup(path)?),
+            PuTarget::Cgroup(path) => self.of_cgroup(path),
             // What is behind an interface is told of by who put it there.
             PuTarget::Interface(_) | PuTarget::Command => Ok(Tags::new()),
         }
