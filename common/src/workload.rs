@@ -9,6 +9,8 @@ pub const CGROUP_PATTERNS: u32 = 32;
 pub const PREFIX_WORDS: usize = 16;
 /// Words of a path's end that a pattern compares.
 pub const SUFFIX_WORDS: usize = 8;
+/// Words of the last name's beginning that a pattern compares.
+pub const NAME_WORDS: usize = 8;
 /// Longest path that is compared, bytes.
 pub const PATH_MAX: usize = 512;
 
@@ -57,11 +59,12 @@ pub struct Offsets {
     pub inode_ctime_sec: u32,
     /// `super_block.s_dev`
     pub sb_dev: u32,
-    /// Zero.
-    pub pad: u32,
+    /// `kernfs_node.name`
+    pub kernfs_node_name: u32,
 }
 
-/// A pattern of the map `CGROUP_PATTERNS`: how a path begins and ends, as words of which only the bits of the mask count.
+/// A pattern of the map `CGROUP_PATTERNS`: how a path begins, how its last name begins and how it ends, as words of which only
+/// the bits of the mask count.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CgroupPattern {
@@ -69,6 +72,10 @@ pub struct CgroupPattern {
     pub prefix: [u64; PREFIX_WORDS],
     /// Which of them count.
     pub prefix_mask: [u64; PREFIX_WORDS],
+    /// The first bytes of the path's last name.
+    pub name: [u64; NAME_WORDS],
+    /// Which of them count.
+    pub name_mask: [u64; NAME_WORDS],
     /// The path's last bytes.
     pub suffix: [u64; SUFFIX_WORDS],
     /// Which of them count.

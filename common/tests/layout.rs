@@ -60,10 +60,13 @@ fn workloads() {
     layout!(
         Offsets, 40,
         cgroup_kn @ 0, kernfs_node_id @ 4, task_tgid @ 8, binprm_file @ 12, file_inode @ 16, inode_ino @ 20, inode_sb @ 24,
-        inode_ctime_sec @ 28, sb_dev @ 32, pad @ 36,
+        inode_ctime_sec @ 28, sb_dev @ 32, kernfs_node_name @ 36,
     );
     layout!(Watch, 64, root @ 0, root_level @ 8, flags @ 12, patterns @ 16, unknown_file @ 20, offsets @ 24);
-    layout!(CgroupPattern, 384, prefix @ 0, prefix_mask @ 128, suffix @ 256, suffix_mask @ 320);
+    layout!(
+        CgroupPattern, 512,
+        prefix @ 0, prefix_mask @ 128, name @ 256, name_mask @ 320, suffix @ 384, suffix_mask @ 448,
+    );
     layout!(FileKey, 16, inode @ 0, device @ 8, pad @ 12);
     layout!(FileVerdict, 16, ctime_sec @ 0, bits @ 8, pad @ 12);
     layout!(Unsorted, 16, since_ns @ 0, root @ 8, pad @ 12);

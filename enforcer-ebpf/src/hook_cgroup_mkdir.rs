@@ -9,8 +9,8 @@ use aya_ebpf::{
 use common::{
     abi::{LOSS_WORKLOADS, PU_UNSORTED},
     workload::{
-        CGROUP_PATTERNS as PATTERNS, CgroupPattern, FileKey, PATH_MAX, PREFIX_WORDS, SUFFIX_WORDS, WATCH_CGROUPS,
-        WORKLOAD_CGROUP,
+        CGROUP_PATTERNS as PATTERNS, CgroupPattern, FileKey, NAME_WORDS, PATH_MAX, PREFIX_WORDS, SUFFIX_WORDS,
+        WATCH_CGROUPS, WORKLOAD_CGROUP,
     },
 };
 
@@ -23,10 +23,11 @@ use crate::{
 /// Bytes of the longest end that is compared.
 const TAIL: usize = SUFFIX_WORDS * 8;
 
-/// A path, and its last bytes in words of their own.
+/// A path, its last name, and its last bytes in words of their own.
 #[repr(C, align(8))]
 pub struct Path {
     tail: [u64; SUFFIX_WORDS],
+    name: [u64; NAME_WORDS],
     /// Zeros, so that the end of a short path has something before it.
     before: [u64; SUFFIX_WORDS],
     path: [u8; PATH_MAX],
@@ -43,11 +44,13 @@ pub fn cgroup_mkdir(ctx: RawTracePointContext) -> i32 {
     let Some(path) = PATH_SCRATCH.get_ptr_mut(0) else { return 0 };
     // SAFETY: this CPU's own slot, and interrupts are off while this tracepoint runs.
     let path = unsafe { &mut *path };
-    let Some(len) = take(path, text) else { return 0 };
+    let node = read::<u64>(cgroup, watch.offsets.cgroup_kn);
+    let name = read::<u64>(node, watch.offsets.kernfs_node_name);
+    let Some(len) = take(path, text, name) else { return 0 };
     if !matches_any(path, watch.patterns) {
         return 0;
     }
-    let id = read::<u64>(read::<u64>(cgroup, watch.offsets.cgroup_kn), watch.offsets.kernfs_node_id);
+    let id = read::<u64>(node, watch.offsets.kernfs_node_id);
     if id == 0 || PU_CGROUPS.insert(id, PU_UNSORTED, 0).is_err() {
         count(LOSS_WORKLOADS);
     }
@@ -55,15 +58,21 @@ pub fn cgroup_mkdir(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Copies the path; its length without the zero at its end.
+/// Copies the path and the name; the path's length without the zero at its end.
 #[inline(always)]
-fn take(path: &mut Path, text: u64) -> Option<u32> {
+fn take(path: &mut Path, text: u64, name: u64) -> Option<u32> {
     // What a longer path left behind would be taken for the end of the words compared.
     for word in 0..PREFIX_WORDS {
         // SAFETY: within the path.
         unsafe { path.path.as_mut_ptr().cast::<u64>().add(word).write_volatile(0) };
     }
+    for word in 0..NAME_WORDS {
+        // SAFETY: within the name.
+        unsafe { path.name.as_mut_ptr().add(word).write_volatile(0) };
+    }
     // SAFETY: the helper checks the address itself, and writes no more than the array.
+    unsafe { bpf_probe_read_kernel_str(path.name.as_mut_ptr().cast(), (NAME_WORDS * 8) as u32, name as *const _) };
+    // SAFETY: as above.
     let taken = unsafe { bpf_probe_read_kernel_str(path.path.as_mut_ptr().cast(), PATH_MAX as u32, text as *const _) };
     if taken <= 1 || taken > PATH_MAX as i64 {
         return None;
@@ -104,6 +113,9 @@ fn matches(path: &Path, pattern: &CgroupPattern) -> bool {
         // SAFETY: within the path, whose beginning is aligned.
         let value = unsafe { *path.path.as_ptr().cast::<u64>().add(word) };
         differs |= (value & pattern.prefix_mask[word]) ^ pattern.prefix[word];
+    }
+    for word in 0..NAME_WORDS {
+        differs |= (path.name[word] & pattern.name_mask[word]) ^ pattern.name[word];
     }
     for word in 0..SUFFIX_WORDS {
         differs |= (path.tail[word] & pattern.suffix_mask[word]) ^ pattern.suffix[word];

@@ -43,6 +43,11 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
         tell(WORKLOAD_EXEC_IN_PU, process, pu, &File { key: FileKey { inode: 0, device: 0, pad: 0 }, ctime_sec: 0 });
         return 0;
     }
+    // SAFETY: read-only copy.
+    if unsafe { UNSORTED.get(process) }.is_some_and(|entry| entry.root != process) {
+        // It belongs to what forked it, whatever it executes.
+        return 0;
+    }
     // SAFETY: the third argument of this tracepoint is the kernel's `struct linux_binprm *`.
     let file = File::of(watch, unsafe { argument(&ctx, 2) });
     if may_match(watch, &file) {

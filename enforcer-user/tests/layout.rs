@@ -57,7 +57,11 @@ fn expected() -> Vec<(&'static str, Shape, Shape)> {
         ),
         ("PU_CGROUPS", Shape::Integer { size: 8 }, u32_key()),
         ("WATCH", u32_key(), shape!(Watch: root, root_level, flags, patterns, unknown_file, offsets)),
-        ("CGROUP_PATTERNS", u32_key(), shape!(CgroupPattern: prefix, prefix_mask, suffix, suffix_mask)),
+        (
+            "CGROUP_PATTERNS",
+            u32_key(),
+            shape!(CgroupPattern: prefix, prefix_mask, name, name_mask, suffix, suffix_mask),
+        ),
         ("EXEC_FILES", shape!(FileKey: inode, device, pad), shape!(FileVerdict: ctime_sec, bits, pad)),
         ("EXEC_USERS", u32_key(), u32_key()),
         ("UNSORTED", u32_key(), shape!(Unsorted: since_ns, root, pad)),

@@ -50,12 +50,10 @@ use crate::{
     records::Recorder,
     ring::{Handshakes, Telemetry},
     tap::Tap,
-    workload::PuSink,
 };
 
 use names::NameTable;
 pub(crate) use offline::flows as offline_flows;
-use sink::Sink;
 use state::State;
 use waiting::Waiting;
 
@@ -136,8 +134,7 @@ fn start_and_serve(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<()>
         let shared = shared.clone();
         link_net::watch(move |change| upkeep::interface_changed(&shared, change)).context("watching interfaces")?
     };
-    let sink: Arc<dyn PuSink> = Arc::new(Sink(shared.clone()));
-    let sources = sources::start(&sink, shared.facts.sources()).context("the sources of PUs")?;
+    let sources = sources::start(&shared).context("the sources of PUs")?;
     let served = runtime.block_on(async {
         tokio::select! {
             served = serve(shared.clone(), metrics) => served,
@@ -159,6 +156,7 @@ fn start_and_serve(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<()>
 /// Everything up to readiness: keys and policy first, so that a mistake there changes nothing in the kernel.
 fn start(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<Arc<Shared>> {
     let (identity, verifier) = state::own_identity(&config)?;
+    crate::workload::finder::check(&config)?;
     let enforced_before = config.pin_dir().join("maps/CONFIG").exists();
     let beginning = policy::begin(&config, enforced_before)?;
     let kernel = Kernel::open(&load_options(&config)?)?;

@@ -1,4 +1,4 @@
-//! The threads of what finds PUs and their tags.
+//! What finds PUs and their tags, as the configuration asks for it.
 
 use std::{
     sync::Arc,
@@ -6,25 +6,50 @@ use std::{
     time::Duration,
 };
 
-use crate::workload::{PuSink, Source, Stop};
+use super::{Shared, sink::Sink};
+use crate::{
+    probe::mounts,
+    workload::{
+        Extractor, Pipeline, PuSink, Source, Stop, cri::Cri, docker::Docker, finder::Finder, object::Attributes,
+    },
+};
 
 /// Running sources; they end when this is dropped.
 pub(super) struct Running {
     stop: Stop,
     threads: Vec<JoinHandle<()>>,
+    /// Looks at PUs for the sources, and at those that people make.
+    pub pipeline: Arc<Pipeline>,
 }
 
 /// Before a source that failed runs again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Starts a thread for each source.
+/// Starts everything that finds PUs. What runs already is found when this returns.
 ///
 /// # Errors
-/// If a thread cannot be made.
-pub(super) fn start(sink: &Arc<dyn PuSink>, sources: Vec<Box<dyn Source>>) -> std::io::Result<Running> {
-    let mut running = Running { stop: Stop::default(), threads: Vec::new() };
+/// What the configuration asks for and cannot be had.
+pub(super) fn start(shared: &Arc<Shared>) -> anyhow::Result<Running> {
+    let config = &shared.config;
+    let root = config.cgroup_root()?;
+    let mut extractors: Vec<Arc<dyn Extractor>> = vec![Arc::new(Attributes::new(&root))];
+    extractors.extend(shared.facts.extractors());
+    let pipeline = Arc::new(Pipeline::start(Arc::new(Sink(shared.clone())), extractors)?);
+    let mut finder = Finder::new(config, shared.maps.clone(), pipeline.clone())?;
+    finder.prepare()?;
+    let mut sources: Vec<Box<dyn Source>> = vec![Box::new(finder)];
+    let mount = mounts::cgroup2()?.unwrap_or_else(|| root.clone());
+    if config.docker.enabled {
+        sources.push(Box::new(Docker::new(config.docker.clone(), root.clone(), mount.clone())));
+    }
+    if config.containerd.enabled {
+        sources.push(Box::new(Cri::new(config.containerd.clone(), root, mount)));
+    }
+    sources.extend(shared.facts.sources());
+    let mut running = Running { stop: Stop::default(), threads: Vec::new(), pipeline };
     for mut source in sources {
-        let (sink, stop, name) = (sink.clone(), running.stop.clone(), source.name());
+        let sink: Arc<dyn PuSink> = running.pipeline.clone();
+        let (stop, name) = (running.stop.clone(), source.name());
         let work = move || {
             while !stop.is_set() {
                 match source.run(sink.clone(), &stop) {

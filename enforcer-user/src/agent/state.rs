@@ -192,6 +192,9 @@ impl State {
         if config.datapath.strangers == Strangers::Reject {
             flags |= abi::CONFIG_STRANGERS_REJECT;
         }
+        if !config.workload.is_empty() {
+            flags |= abi::CONFIG_WATCHES;
+        }
         let namespace = crate::sys::netns_cookie().context("the cookie of this network namespace")?;
         let timeout = config.datapath.agent_timeout.as_nanos() as u64;
         self.config.update(|entry| {

@@ -41,7 +41,7 @@ pub fn kernel_offsets() -> Result<Offsets, OffsetsError> {
         // Since 6.11, since 6.6, before: the seconds come first in all of them.
         inode_ctime_sec: btf.offset("inode", &["i_ctime_sec", "__i_ctime", "i_ctime"], "inode.i_ctime_sec")?,
         sb_dev: btf.offset("super_block", &["s_dev"], "super_block.s_dev")?,
-        pad: 0,
+        kernfs_node_name: btf.offset("kernfs_node", &["name"], "kernfs_node.name")?,
     })
 }
 

@@ -26,6 +26,7 @@ pub mod container_common;
 pub mod cri;
 pub mod docker;
 pub mod exec_match;
+pub mod finder;
 pub mod object;
 pub mod pipeline;
 pub mod tags;

@@ -9,6 +9,7 @@ use std::{fmt, path::Path};
 
 use common::workload::{FILE_ANYBODY, FILE_SOME_USERS};
 
+pub(crate) use process::is_same;
 pub use process::{Executed, Look};
 
 use crate::workload::tags::glob;

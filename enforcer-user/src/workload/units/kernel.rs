@@ -1,36 +1,32 @@
 //! Patterns as the kernel compares them: how a path begins and ends.
 
-use common::workload::{CgroupPattern, PREFIX_WORDS, SUFFIX_WORDS};
+use common::workload::{CgroupPattern, NAME_WORDS, PREFIX_WORDS, SUFFIX_WORDS};
 
 use super::CgroupMatch;
 
 /// The kernel's form of a pattern for paths below `root`, itself a path of the whole hierarchy. What it takes too much, the
 /// agent lets go again.
 pub fn kernel_pattern(pattern: &CgroupMatch, root: &str) -> CgroupPattern {
-    let (prefix, suffix) = pattern.ends();
-    let mut prefix = format!("{}{prefix}", root.trim_end_matches('/')).into_bytes();
-    let mut suffix = suffix.into_bytes();
-    if !pattern.text().contains('*') && matches!(pattern, CgroupMatch::Path(_)) {
-        // The whole path, as far as there is room: the zero behind it counts.
-        suffix = prefix.clone();
-        prefix.push(0);
-    }
-    prefix.truncate(PREFIX_WORDS * 8);
-    let suffix = &suffix[suffix.len().saturating_sub(SUFFIX_WORDS * 8)..];
+    let (prefix, name, suffix) = pattern.ends();
+    let prefix = format!("{}{prefix}", root.trim_end_matches('/'));
     let mut compiled = CgroupPattern {
         prefix: [0; PREFIX_WORDS],
         prefix_mask: [0; PREFIX_WORDS],
+        name: [0; NAME_WORDS],
+        name_mask: [0; NAME_WORDS],
         suffix: [0; SUFFIX_WORDS],
         suffix_mask: [0; SUFFIX_WORDS],
     };
-    fill(&mut compiled.prefix, &mut compiled.prefix_mask, 0, &prefix);
-    fill(&mut compiled.suffix, &mut compiled.suffix_mask, SUFFIX_WORDS * 8 - suffix.len(), suffix);
+    fill(&mut compiled.prefix, &mut compiled.prefix_mask, 0, prefix.as_bytes());
+    // The kernel's copy of a longer name ends with a zero there.
+    fill(&mut compiled.name[..], &mut compiled.name_mask, 0, &name.as_bytes()[..name.len().min(NAME_WORDS * 8 - 1)]);
+    fill(&mut compiled.suffix, &mut compiled.suffix_mask, SUFFIX_WORDS * 8 - suffix.len(), suffix.as_bytes());
     compiled
 }
 
-/// Puts bytes into words as they lie in memory.
+/// Puts bytes into words as they lie in memory, as far as there is room.
 fn fill(words: &mut [u64], mask: &mut [u64], from: usize, bytes: &[u8]) {
-    for (at, byte) in bytes.iter().enumerate() {
+    for (at, byte) in bytes.iter().enumerate().take(words.len() * 8 - from) {
         let (word, place) = ((from + at) / 8, (from + at) % 8);
         let (mut value, mut counts) = (words[word].to_ne_bytes(), mask[word].to_ne_bytes());
         (value[place], counts[place]) = (*byte, 0xff);
@@ -47,7 +43,13 @@ mod tests {
         let mut whole = [0_u8; 64 + 512];
         whole[64..64 + path.len()].copy_from_slice(path.as_bytes());
         let word = |at: usize| u64::from_ne_bytes(whole[at..at + 8].try_into().unwrap());
-        (0..PREFIX_WORDS).all(|i| word(64 + i * 8) & pattern.prefix_mask[i] == pattern.prefix[i])
+        let mut name = [0_u8; 64];
+        let last = path.rsplit('/').next().unwrap().as_bytes();
+        let kept = last.len().min(63);
+        name[..kept].copy_from_slice(&last[..kept]);
+        let named = |i: usize| u64::from_ne_bytes(name[i * 8..i * 8 + 8].try_into().unwrap());
+        (0..NAME_WORDS).all(|i| named(i) & pattern.name_mask[i] == pattern.name[i])
+            && (0..PREFIX_WORDS).all(|i| word(64 + i * 8) & pattern.prefix_mask[i] == pattern.prefix[i])
             && (0..SUFFIX_WORDS).all(|i| word(path.len() + i * 8) & pattern.suffix_mask[i] == pattern.suffix[i])
     }
 

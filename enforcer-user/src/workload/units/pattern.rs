@@ -63,9 +63,9 @@ impl CgroupMatch {
     }
 
     fn checked(self) -> Result<Self, PatternError> {
-        let (_, suffix) = self.ends();
+        let (_, _, suffix) = self.ends();
         let limit = common::workload::SUFFIX_WORDS * 8;
-        if self.text().contains('*') && suffix.len() > limit {
+        if suffix.len() > limit {
             return Err(PatternError::TooLong(self.text().into(), limit));
         }
         Ok(self)
@@ -98,18 +98,19 @@ impl CgroupMatch {
         }
     }
 
-    /// What every path that it means begins and ends with.
-    pub(super) fn ends(&self) -> (String, String) {
+    /// What every path that it means begins with, its last name begins with, and it ends with. A zero ends what is compared to
+    /// its end.
+    pub(super) fn ends(&self) -> (String, String, String) {
+        let name = self.text().rsplit('/').next().unwrap_or_default();
+        let name = name.split_once('*').map_or_else(|| format!("{name}\0"), |(prefix, _)| prefix.to_owned());
+        let suffix = self.text().rsplit_once('*').map_or("", |(_, suffix)| suffix).to_owned();
         match self {
-            Self::Unit(pattern) => {
-                let suffix = pattern.rsplit_once('*').map_or(pattern.as_str(), |(_, suffix)| suffix);
-                let slash = if pattern.contains('*') { "" } else { "/" };
-                ("/".into(), format!("{slash}{suffix}"))
+            Self::Unit(_) => ("/".into(), name, suffix),
+            Self::Path(pattern) => {
+                let prefix =
+                    pattern.split_once('*').map_or_else(|| format!("{pattern}\0"), |(prefix, _)| prefix.to_owned());
+                (prefix, name, suffix)
             }
-            Self::Path(pattern) => match (pattern.split_once('*'), pattern.rsplit_once('*')) {
-                (Some((prefix, _)), Some((_, suffix))) => (prefix.into(), suffix.into()),
-                _ => (pattern.clone(), String::new()),
-            },
         }
     }
 }
