@@ -18,6 +18,8 @@ pub const PATH_MAX: usize = 512;
 pub const WATCH_EXEC: u32 = 1;
 /// Cgroups are sorted out when they are made.
 pub const WATCH_CGROUPS: u32 = 2;
+/// The agent is told when a process of a PU executes a program.
+pub const WATCH_PUS: u32 = 4;
 
 /// The one entry of the map `WATCH`; written by the agent only.
 #[repr(C)]

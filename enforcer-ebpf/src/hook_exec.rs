@@ -17,8 +17,8 @@ use aya_ebpf::{
 use common::{
     abi::{LOSS_WORKLOADS, PU_UNSORTED},
     workload::{
-        FILE_ANYBODY, FILE_SOME_USERS, FileKey, Offsets, Unsorted, WATCH_EXEC, WORKLOAD_EXEC, WORKLOAD_EXEC_IN_PU,
-        Watch,
+        FILE_ANYBODY, FILE_SOME_USERS, FileKey, Offsets, Unsorted, WATCH_EXEC, WATCH_PUS, WORKLOAD_EXEC,
+        WORKLOAD_EXEC_IN_PU, Watch,
     },
 };
 
@@ -32,7 +32,7 @@ use crate::{
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     let Some(watch) = WATCH.get(0) else { return 0 };
-    if watch.flags & WATCH_EXEC == 0 || !is_ours(watch) {
+    if watch.flags & (WATCH_EXEC | WATCH_PUS) == 0 || !is_ours(watch) {
         return 0;
     }
     // SAFETY: a helper without arguments.
@@ -41,6 +41,9 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     if pu != UNMANAGED && pu != PU_UNSORTED {
         let _ = UNSORTED.remove(process);
         tell(WORKLOAD_EXEC_IN_PU, process, pu, &File { key: FileKey { inode: 0, device: 0, pad: 0 }, ctime_sec: 0 });
+        return 0;
+    }
+    if watch.flags & WATCH_EXEC == 0 {
         return 0;
     }
     // SAFETY: read-only copy.

@@ -32,7 +32,7 @@ pub fn open(packet: &Packet, pu: u32, existing: Option<&mut Flow>) -> i32 {
     if pu == PU_UNSORTED {
         // By the time TCP sends it again it is known what this is.
         remove(packet.key);
-        refused(packet.key, parties, Reason::NoCredential, At { role: CLIENT, inbound: false, by_peer: false });
+        refused(packet.key, parties, Reason::PuIncomplete, At { role: CLIENT, inbound: false, by_peer: false });
         return DROP;
     }
     match try_open(packet, pu, existing, parties) {

@@ -70,9 +70,16 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
                 let session = session.map_err(|error| AdminError::new(ErrorKind::Denied, error.to_string()))?;
                 all.add(TagSource::Token, session.tags);
             }
-            let wanted =
-                pus::Wanted { key: None, target, name, any_name: false, namespace, tags: all, complete: !incomplete };
+            // What it is belongs to its identity if it travels; then it waits until that is known.
+            let waits = !matches!(target, crate::admin::PuTarget::Interface(_))
+                && crate::workload::object::CHANGING.iter().any(|key| shared.state().carry.carries(key));
+            let complete = !incomplete && !waits;
+            let wanted = pus::Wanted { key: None, target, name, any_name: false, namespace, tags: all, complete };
             let (id, name, cgroup) = pus::add(shared, wanted)?;
+            if let Some(pipeline) = shared.pipeline() {
+                let key = format!("user:{id}");
+                if waits && !incomplete { pipeline.finish(&key) } else { pipeline.examine(&key) }
+            }
             Ok(Response::PuAdded { id, name, cgroup })
         }
         Request::PuTag { pu, set, unset, complete } => {

@@ -27,7 +27,7 @@ mod waiting;
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -50,6 +50,7 @@ use crate::{
     records::Recorder,
     ring::{Handshakes, Telemetry},
     tap::Tap,
+    workload::Pipeline,
 };
 
 use names::NameTable;
@@ -73,6 +74,8 @@ pub(crate) struct Shared {
     verifier: Mutex<Verifier>,
     kernel: Mutex<Kernel>,
     waiting: Waiting,
+    // Weak, because it has the agent behind it.
+    pipeline: OnceLock<Weak<Pipeline>>,
     ready: Arc<AtomicBool>,
     started: Instant,
 }
@@ -85,6 +88,11 @@ impl Shared {
 
     fn verifier(&self) -> MutexGuard<'_, Verifier> {
         self.verifier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What looks at PUs; none before the sources have started.
+    fn pipeline(&self) -> Option<Arc<Pipeline>> {
+        self.pipeline.get().and_then(Weak::upgrade)
     }
 
     fn kernel(&self) -> MutexGuard<'_, Kernel> {
@@ -198,6 +206,7 @@ fn start(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<Arc<Shared>> 
         kernel: Mutex::new(kernel),
         verifier: Mutex::new(verifier),
         waiting: Waiting::default(),
+        pipeline: OnceLock::new(),
         ready,
         started: Instant::now(),
     });

@@ -35,6 +35,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> anyhow::Result<Running> {
     let mut extractors: Vec<Arc<dyn Extractor>> = vec![Arc::new(Attributes::new(&root))];
     extractors.extend(shared.facts.extractors());
     let pipeline = Arc::new(Pipeline::start(Arc::new(Sink(shared.clone())), extractors)?);
+    let _ = shared.pipeline.set(Arc::downgrade(&pipeline));
     let mut finder = Finder::new(config, shared.maps.clone(), pipeline.clone())?;
     finder.prepare()?;
     let mut sources: Vec<Box<dyn Source>> = vec![Box::new(finder)];

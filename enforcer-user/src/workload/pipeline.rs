@@ -49,7 +49,7 @@ struct Work {
 /// PUs looked at at once.
 const THREADS: usize = 2;
 /// The first wait for a process, doubled up to [`PATIENCE`].
-const HASTE: Duration = Duration::from_millis(10);
+const HASTE: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_millis(500);
 /// PUs looked at again each second, for what changes while they run.
 const AGAIN: usize = 8;
@@ -68,6 +68,12 @@ impl Pipeline {
             pipeline.threads.push(thread.spawn(move || shared.run(number == 0))?);
         }
         Ok(pipeline)
+    }
+
+    /// Has a PU looked at that somebody made as not complete, and completes it then.
+    pub fn finish(&self, key: &str) {
+        self.shared.work().incomplete.insert(key.to_owned(), (true, false));
+        self.examine(key);
     }
 
     /// Has a PU looked at (again); soon, and once for several requests.

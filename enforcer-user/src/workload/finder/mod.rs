@@ -19,7 +19,7 @@ use std::{
 };
 
 use anyhow::Context;
-use common::workload::{CGROUP_PATTERNS, WATCH_CGROUPS, WATCH_EXEC, WORKLOAD_CGROUP, WORKLOAD_EXEC, Watch};
+use common::workload::{CGROUP_PATTERNS, WATCH_CGROUPS, WATCH_EXEC, WATCH_PUS, WORKLOAD_CGROUP, WORKLOAD_EXEC, Watch};
 
 use super::{
     Pipeline, PuSink, Source, Stop, adopt,
@@ -85,7 +85,8 @@ impl Finder {
     /// Tells the kernel what to stop.
     fn arm(&self) -> anyhow::Result<()> {
         let maps = &self.maps;
-        let mut watch = Watch { root: self.place.root_id, root_level: self.place.root_level, ..Watch::default() };
+        let mut watch =
+            Watch { root: self.place.root_id, root_level: self.place.root_level, flags: WATCH_PUS, ..Watch::default() };
         if self.rules.is_empty() {
             maps.watch.insert(&0, &watch)?;
             maps.exec_files.retain(|_, _| false)?;

@@ -25,6 +25,19 @@ pub use process::{MainProcess, main_process, start_time};
 use super::{Extractor, KnownPu, NotYet, TagSource, adopt, units};
 use crate::{admin::PuTarget, identity::Tags};
 
+/// Keys whose values are those of the main process, so that they are known only when it runs.
+pub const CHANGING: [&str; 9] = [
+    "@sys:uid",
+    "@sys:user",
+    "@sys:gid",
+    "@sys:group",
+    "@sys:exe",
+    "@sys:sha256",
+    "@sys:lib",
+    "@sys:cmd",
+    "@sys:listen",
+];
+
 /// Finds the object attributes of PUs that are cgroups, by their main process.
 #[derive(Debug, Default)]
 pub struct Attributes {
@@ -53,6 +66,10 @@ impl Attributes {
     pub fn of_cgroup(&self, cgroup: &Path) -> anyhow::Result<Tags> {
         let processes = adopt::processes(cgroup)?;
         let main = main_process(&processes).ok_or(NotYet)?;
+        // `enforcer exec` before it has become the command.
+        if process::is_own_program(main.pid) {
+            return Err(NotYet.into());
+        }
         let mut tags = match process::tags(main.pid, &self.hashes) {
             Ok(tags) => tags,
             Err(_) if start_time(main.pid) != Some(main.started) => return Err(NotYet.into()),

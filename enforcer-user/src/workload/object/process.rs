@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io,
+    os::unix::fs::MetadataExt,
     sync::OnceLock,
 };
 
@@ -112,6 +113,15 @@ fn shortened(mut text: String) -> String {
     let fits = (0..=COMMAND_MAX).rev().find(|len| text.is_char_boundary((*len).min(text.len())));
     text.truncate(fits.unwrap_or_default());
     text
+}
+
+/// Whether a process runs the same program as this one.
+pub(super) fn is_own_program(pid: u32) -> bool {
+    let file = |of: &str| fs::metadata(format!("/proc/{of}/exe")).map(|meta| (meta.dev(), meta.ino()));
+    match (file(&pid.to_string()), file("self")) {
+        (Ok(theirs), Ok(own)) => theirs == own && pid != std::process::id(),
+        _ => false,
+    }
 }
 
 struct Host {

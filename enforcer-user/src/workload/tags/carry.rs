@@ -26,13 +26,10 @@ pub const CARRY_DEFAULT: &[&str] = &[
     "@feed:severity",
     "@sys:unit",
     "@container:image",
-    "@sys:user",
-    "@sys:exe",
     "@host:*",
     "@cloud:account",
     "@cloud:region",
     "@container:name",
-    "@sys:sha256",
     "@feed:score",
     "@k8s:pod",
 ];
@@ -146,6 +143,11 @@ impl Carry {
             }
         }
         Ok(carried)
+    }
+
+    /// Whether this key travels if there is room.
+    pub fn carries(&self, key: &str) -> bool {
+        self.rank(key).is_some()
     }
 
     /// Place of the first pattern that matches, `None` if the key stays here.

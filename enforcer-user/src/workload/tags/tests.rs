@@ -109,11 +109,11 @@ fn defaults_are_patterns_and_keep_build_labels_at_home() {
             TagSource::Container,
             tags(&[("org.opencontainers.image.title", "x"), ("app", "web"), ("@container:id", "1")]),
         ),
-        (TagSource::Object, tags(&[("@sys:exe", "/bin/x"), ("@sys:lib", "libc.so.6")])),
+        (TagSource::Object, tags(&[("@sys:unit", "x.service"), ("@sys:lib", "libc.so.6")])),
     ]
     .into_iter()
     .collect();
-    assert_eq!(Carry::default().select(&set, 1000).unwrap().tags, tags(&[("@sys:exe", "/bin/x"), ("app", "web")]));
+    assert_eq!(Carry::default().select(&set, 1000).unwrap().tags, tags(&[("@sys:unit", "x.service"), ("app", "web")]));
 }
 
 #[test]
