@@ -86,6 +86,12 @@ impl Host {
         run::bpffs(&self.0.shared.run, &self.0.name)
     }
 
+    /// A socket of this process that listens on the host's loopback: for servers that a test plays itself.
+    pub fn listen_on_loopback(&self, port: u16) -> Result<std::net::TcpListener> {
+        let listen = || std::net::TcpListener::bind(("127.0.0.1", port)).context("cannot listen");
+        self.0.place.netns.enter(listen)
+    }
+
     /// Gives the host other addresses, and lets every host of the lab notice at once.
     pub fn move_ip(&self, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
         self.0.place.netns.ip(&change_addresses(v4, v6))?;

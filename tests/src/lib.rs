@@ -32,6 +32,7 @@ mod run;
 pub mod segment;
 pub mod tool;
 mod traffic;
+mod web;
 mod workload;
 
 pub use cgroup::cgroup2_mount;
@@ -47,4 +48,5 @@ pub use pair::Pair;
 pub use process::{Output, Place, Proc};
 pub use segment::Segment;
 pub use traffic::{Attempt, Listener, Load, Outcome, Server, ServerEvent, Talk, lab_tool, use_lab_tool};
+pub use web::Web;
 pub use workload::Workload;

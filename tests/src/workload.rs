@@ -30,10 +30,23 @@ impl Host {
         self.workload_running(name, tags, &["sleep", "infinity"])
     }
 
+    /// A PU made by `enforcer exec` with these further arguments, such as `--as-user-file FILE`.
+    pub fn workload_with(&self, name: &str, args: &[&str]) -> Result<Workload> {
+        let (binary, socket) = (text(enforcer_binary()?), text(self.enforcer_socket()));
+        let start = [binary.as_str(), "exec", "--socket", &socket, "--name", name];
+        let shell = ["--", "/bin/sh", "-c", "echo pid $$; exec sleep infinity"];
+        self.resident(name, &[&start[..], args, &shell].concat())
+    }
+
     /// A PU made by `enforcer exec` of this command, beside which others can be put.
     pub fn workload_running(&self, name: &str, tags: &[&str], command: &[&str]) -> Result<Workload> {
         let shell = ["/bin/sh", "-c", "echo pid $$; exec \"$@\"", "sh"];
-        let mut resident = self.spawn(&self.as_pu(name, tags, &[&shell, command].concat())?)?;
+        self.resident(name, &self.as_pu(name, tags, &[&shell, command].concat())?)
+    }
+
+    /// Runs a command line that says `pid N` from within a PU of its own.
+    fn resident<S: AsRef<str>>(&self, name: &str, line: &[S]) -> Result<Workload> {
+        let mut resident = self.spawn(line)?;
         let line = resident.wait_for_line("pid ", Duration::from_secs(10))?;
         let pid = line["pid ".len()..].trim().parse().with_context(|| format!("not a process id: {line}"))?;
         let cgroup = cgroup::of_process(pid)?;

@@ -107,6 +107,26 @@ fn admin_requests() {
     drive("admin_request", seeds::admin_requests(), targets::admin_request, 1, false);
 }
 
+#[test]
+fn tokens() {
+    drive("token", seeds::tokens(), targets::token, 4, true);
+}
+
+#[test]
+fn cloud_documents() {
+    drive("cloud_document", seeds::cloud_documents(), targets::cloud_document, 20, false);
+}
+
+#[test]
+fn plugin_answers() {
+    drive("plugin_answer", seeds::plugin_answers(), targets::plugin_answer, 1, false);
+}
+
+#[test]
+fn feeds() {
+    drive("feed", seeds::feeds(), targets::feed, 1, false);
+}
+
 /// Nesting that would exhaust a recursive parser's stack; no mutation comes that far.
 #[test]
 fn depth_is_bounded() {
@@ -123,6 +143,8 @@ fn depth_is_bounded() {
                 targets::config,
                 targets::admin_request,
                 targets::profile,
+                targets::plugin_answer,
+                targets::feed,
             ] {
                 assert!(!target(&input), "{before}{open}");
             }

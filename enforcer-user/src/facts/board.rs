@@ -54,6 +54,11 @@ impl Board {
         Box::new(self.errors.clone())
     }
 
+    /// There is such a source; nothing is known of it yet.
+    pub fn expect(&self, kind: &'static str, name: &str) {
+        self.update(kind, name, |_| {});
+    }
+
     /// A source gave what it should.
     pub fn right(&self, kind: &'static str, name: &str, detail: String) {
         self.update(kind, name, |state| {

@@ -178,7 +178,10 @@ pub(super) fn parse_certificate(der: &[u8]) -> Option<X509Certificate<'_>> {
 }
 
 fn parse(bytes: &[u8]) -> Parsed<SignedData<'_>> {
-    let (message, _) = next(bytes)?;
+    let (message, behind) = next(bytes)?;
+    if !behind.is_empty() {
+        return Err("there are bytes behind it");
+    }
     let (kind, rest) = next(message.expect(Tag::Sequence)?.body)?;
     if kind.oid()? != ID_SIGNED_DATA {
         return Err("it is of another type than signed data");

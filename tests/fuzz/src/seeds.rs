@@ -205,6 +205,44 @@ pub fn admin_requests() -> Vec<Vec<u8>> {
     .into()
 }
 
+/// A user's token that is valid at [`NOW`]; its key is thrown away.
+pub const TOKEN: &str = include_str!("../data/user-token.jwt");
+/// The public key of its issuer.
+pub const ISSUER_KEYS: &[u8] = include_bytes!("../data/issuer.jwks.json");
+/// An EC2 instance identity document, signed by the key of [`REGION_CERTIFICATE`], which is thrown away. BER of indefinite length.
+pub const IDENTITY_DOCUMENT: &[u8] = include_bytes!("../data/identity-document.p7");
+/// The certificate of the region `eu-test-1`, DER.
+pub const REGION_CERTIFICATE: &[u8] = include_bytes!("../data/eu-test-1.der");
+
+/// User tokens.
+pub fn tokens() -> Vec<Vec<u8>> {
+    vec![TOKEN.as_bytes().to_vec()]
+}
+
+/// Signed statements of clouds.
+pub fn cloud_documents() -> Vec<Vec<u8>> {
+    vec![IDENTITY_DOCUMENT.to_vec()]
+}
+
+/// Answers of plugins.
+pub fn plugin_answers() -> Vec<Vec<u8>> {
+    [r#"{"tags":{}}"#, r#"{"tags":{"owner":"ops","tier":["1","gold"],"@user:sub":"root"}}"#]
+        .map(|text| text.as_bytes().to_vec())
+        .into()
+}
+
+/// Documents of a feed.
+pub fn feeds() -> Vec<Vec<u8>> {
+    let digest = "0123456789abcdef".repeat(4);
+    [
+        r#"{"version":1,"entries":[]}"#.to_owned(),
+        format!(r#"{{"version":1,"entries":[{{"image":"sha256:{digest}","cve":["CVE-2024-1"],"severity":"high","score":7.5}}]}}"#),
+        format!(r#"{{"version":1,"entries":[{{"binary":"sha256:{digest}","threat":["miner"]}},{{"binary":"sha256:{digest}"}}]}}"#),
+    ]
+    .map(String::into_bytes)
+    .into()
+}
+
 /// Words that mean something to one parser or another.
 pub const WORDS: &[&str] = &[
     "allow",

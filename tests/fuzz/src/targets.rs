@@ -6,7 +6,13 @@ use std::path::Path;
 
 use common::wire::{OPTION_LEN, OptionBytes};
 use enforcer_user::admin::Request;
-use enforcer_user::config::Config;
+use enforcer_user::config::{Config, Oidc};
+use enforcer_user::facts::{
+    self,
+    cloud::{Certificate, aws},
+    feed::Feed,
+    jwks::KeySet,
+};
 use enforcer_user::handshake::{Frame, build};
 use enforcer_user::identity::{Anchors, TrustProfile, Verifier};
 use policy::{Capabilities, Compiled};
@@ -149,6 +155,49 @@ pub fn admin_request(bytes: &[u8]) -> bool {
     let written = serde_json::to_vec(&request).expect("what was read can be written");
     let again: Request = serde_json::from_slice(&written).expect("what was written can be read");
     assert_eq!(request, again);
+    true
+}
+
+/// User tokens: none is believed but the one that was signed, bit for bit.
+pub fn token(bytes: &[u8]) -> bool {
+    let Ok(text) = str::from_utf8(bytes) else { return false };
+    let oidc = Oidc { issuer: Some("https://issuer.example".into()), ..Oidc::default() };
+    let keys = KeySet::parse("keys", seeds::ISSUER_KEYS).expect("a key");
+    let accepted = facts::token::session(text, &keys, &oidc, NOW).is_ok();
+    // Space around it is not the token's.
+    assert_eq!(accepted, text.trim() == seeds::TOKEN, "another token was believed");
+    accepted && text == seeds::TOKEN
+}
+
+/// Signed statements of clouds: whatever is believed says what was signed.
+pub fn cloud_document(bytes: &[u8]) -> bool {
+    let certificate = Certificate::new("eu-test-1", seeds::REGION_CERTIFICATE);
+    let signed = aws::verify_der(seeds::IDENTITY_DOCUMENT, std::slice::from_ref(&certificate));
+    match aws::verify_der(bytes, &[certificate]) {
+        Ok(statement) => {
+            assert_eq!(Ok(statement), signed, "another statement was believed");
+            true
+        }
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            false
+        }
+    }
+}
+
+/// Answers of plugins: whatever is taken has plain keys.
+pub fn plugin_answer(bytes: &[u8]) -> bool {
+    let Ok(sifted) = facts::plugin::parse("plugin", bytes) else { return false };
+    assert!(sifted.tags.keys().all(|key| !key.starts_with('@') && !key.is_empty()));
+    true
+}
+
+/// Documents of a feed: said twice they say no more.
+pub fn feed(bytes: &[u8]) -> bool {
+    let Ok(feed) = Feed::parse("feed", bytes) else { return false };
+    let mut twice = feed.clone();
+    twice.merge(&feed);
+    assert_eq!(twice, feed);
     true
 }
 

@@ -65,8 +65,15 @@ fn with_hint(error: FactError) -> FactError {
 /// # Errors
 /// If its signature is not by the certificate of the very region it names.
 pub fn verify(answer: &[u8], certificates: &[Certificate]) -> Result<Statement, FactError> {
-    let der = loose_base64(WHAT, answer)?;
-    let signed = SignedData::parse(WHAT, &der)?;
+    verify_der(&loose_base64(WHAT, answer)?, certificates)
+}
+
+/// As [`verify`], without base64.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_der(der: &[u8], certificates: &[Certificate]) -> Result<Statement, FactError> {
+    let signed = SignedData::parse(WHAT, der)?;
     // What it says of its region counts only after a signature was found right.
     let mut signers = Vec::new();
     let none = "is signed by none of the configured certificates; add that of its region (`cloud.certificates`)";

@@ -93,6 +93,13 @@ pub struct Certificate {
     pub der: CertificateDer<'static>,
 }
 
+impl Certificate {
+    /// A certificate in DER, and the name of what it stands for.
+    pub fn new(name: &str, der: &[u8]) -> Self {
+        Self { name: name.into(), der: der.to_vec().into() }
+    }
+}
+
 /// All certificates in the `*.pem` and `*.crt` files of a directory.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -21,7 +22,7 @@ use crate::{
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(10);
 /// PUs that came meanwhile are looked for that often.
-const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(500);
 /// A statement that ends is renewed that long before, seconds.
 const EARLY: u64 = 60;
 
@@ -38,6 +39,7 @@ pub(super) struct Cloud {
 impl Cloud {
     pub fn new(config: &config::Cloud, board: Arc<Board>) -> Option<Self> {
         let provider = Arc::new(Provider::new(config)?);
+        board.expect("cloud", provider.name());
         Some(Self { provider, renew: config.renew, board, known: Arc::default() })
     }
 
@@ -80,9 +82,14 @@ impl Source for Cloud {
     fn run(&mut self, sink: Arc<dyn PuSink>, stop: &Stop) -> anyhow::Result<()> {
         let mut teller = Teller::default();
         let mut due = Instant::now();
+        // Of its own, so that whoever is silent delays neither the end of the agent nor what is known already.
+        let mut asking: Option<JoinHandle<Duration>> = None;
         loop {
-            if Instant::now() >= due {
-                due = Instant::now() + self.refresh();
+            if let Some(asked) = asking.take_if(|asking| asking.is_finished()) {
+                due = Instant::now() + asked.join().unwrap_or(RETRY);
+            } else if asking.is_none() && Instant::now() >= due {
+                let cloud = self.clone();
+                asking = Some(thread::Builder::new().name("cloud-request".into()).spawn(move || cloud.refresh())?);
             }
             if let Some(statement) = self.known() {
                 let pus = sink.known("");

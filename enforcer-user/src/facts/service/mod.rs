@@ -46,14 +46,11 @@ impl Facts {
             (TagSource::Plugin, plugins.is_none()),
         ];
         let absent = absent.into_iter().filter(|(_, absent)| *absent).map(|(source, _)| source).collect();
-        Ok(Self {
-            board,
-            issuer: Issuer::new(&config.oidc),
-            cloud,
-            feed,
-            plugins,
-            sessions: sessions::Sessions::new(absent),
-        })
+        let issuer = Issuer::new(&config.oidc);
+        if let Some(issuer) = &issuer {
+            board.expect("oidc", issuer.name());
+        }
+        Ok(Self { board, issuer, cloud, feed, plugins, sessions: sessions::Sessions::new(absent) })
     }
 
     /// What is to run, each in a thread of its own.

@@ -51,6 +51,7 @@ type Answers = HashMap<(String, usize), Said>;
 
 impl Plugins {
     pub fn new(plugins: &[Plugin], board: Arc<Board>) -> Option<Self> {
+        plugins.iter().for_each(|plugin| board.expect("plugin", &plugin.name));
         (!plugins.is_empty()).then(|| Self { plugins: plugins.into(), board })
     }
 
@@ -130,7 +131,13 @@ impl Source for Plugins {
             let due = self.due(&pus, &answers);
             let more = due.len() == TOGETHER;
             let asked: Vec<usize> = due.iter().map(|(pu, _)| *pu).collect();
-            runtime.block_on(self.ask(&pus, due, &mut answers));
+            runtime.block_on(async {
+                tokio::select! {
+                    () = self.ask(&pus, due, &mut answers) => {}
+                    // What runs is killed then.
+                    () = stopped(stop) => {}
+                }
+            });
             for pu in asked.into_iter().map(|pu| &pus[pu]) {
                 teller.tell(&*sink, pu, TagSource::Plugin, self.together(&pu.key, &answers));
             }
@@ -152,6 +159,12 @@ impl Plugins {
             }
         }
         all
+    }
+}
+
+async fn stopped(stop: &Stop) {
+    while !stop.is_set() {
+        tokio::time::sleep(TICK / 5).await;
     }
 }
 
