@@ -1,6 +1,6 @@
 //! What a change of rules changes: which pairs of known identities are judged otherwise, on which ports, by which rules.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -79,9 +79,9 @@ pub fn diff_pairs(
     let mut after = compile()?;
     let delta = after.update_rules(new)?;
 
-    let pus: Vec<End> = (1..).zip(known).map(|(number, known)| End::pu(IdentityId(number), known)).collect();
+    let pus = alike(known, &before, &after);
     let networks = networks(&before, &after);
-    let mut diff = PairsDiff { ends: pus.len() + networks.len(), changes: Vec::new(), truncated: false };
+    let mut diff = PairsDiff { ends: known.len() + networks.len(), changes: Vec::new(), truncated: false };
     let everybody: Vec<&End> = pus.iter().chain(&networks).collect();
     let touched = |end: &&&End| end.network || end.after.is_none_or(|id| delta.touches(id));
     let touched_ends: Vec<&End> = everybody.iter().filter(touched).copied().collect();
@@ -95,12 +95,15 @@ pub fn diff_pairs(
                 continue;
             }
             let ports = changes(&Side::of(&before, from.before, to.before), &Side::of(&after, from.after, to.after));
-            if !ports.is_empty() {
+            if ports.is_empty() {
+                continue;
+            }
+            for (from, to) in from.names.iter().flat_map(|from| to.names.iter().map(move |to| (from, to))) {
                 if diff.changes.len() == MAX_CHANGES {
                     diff.truncated = true;
                     return Ok(diff);
                 }
-                diff.changes.push(PairChange { from: from.name.clone(), to: to.name.clone(), ports });
+                diff.changes.push(PairChange { from: from.clone(), to: to.clone(), ports: ports.clone() });
             }
         }
     }
@@ -114,30 +117,43 @@ fn may_differ(delta: &crate::compile::Delta, from: &End, to: &End) -> bool {
     }
 }
 
-/// Someone on either side of a connection, by number before and after.
+/// Those that are judged alike on either side of a connection, by the number of one of them before and after.
 struct End {
-    name: String,
+    names: Vec<String>,
     before: Option<IdentityId>,
     after: Option<IdentityId>,
     network: bool,
 }
 
-impl End {
-    fn pu(id: IdentityId, known: &Known) -> Self {
-        Self { name: known.name.clone(), before: Some(id), after: Some(id), network: false }
+/// The known identities, those together of which no rule of either set tells one from the other.
+fn alike(known: &[Known], before: &Compiled, after: &Compiled) -> Vec<End> {
+    let mut ends: Vec<End> = Vec::new();
+    let mut at = HashMap::new();
+    for (number, known) in (1..).zip(known) {
+        let id = IdentityId(number);
+        let kind = (known.identity.namespace(), before.sides_of(id), after.sides_of(id));
+        let index = *at.entry(kind).or_insert(ends.len());
+        match ends.get_mut(index) {
+            Some(end) => end.names.push(known.name.clone()),
+            None => {
+                let names = vec![known.name.clone()];
+                ends.push(End { names, before: Some(id), after: Some(id), network: false });
+            }
+        }
     }
+    ends
 }
 
 /// Every prefix that rules of either set name: the addresses of which it is the longest match.
 fn networks(before: &Compiled, after: &Compiled) -> Vec<End> {
     let (old, new) = (before.external_prefixes(), after.external_prefixes());
     let prefixes: BTreeSet<IpNet> = old.iter().chain(&new).map(|(net, _)| *net).collect();
-    let within = |list: &[(IpNet, IdentityId)], net: &IpNet| {
-        let holding = list.iter().filter(|(prefix, _)| prefix.contains(net));
-        holding.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, id)| *id)
+    let (old, new): (HashMap<_, _>, HashMap<_, _>) = (old.into_iter().collect(), new.into_iter().collect());
+    let within = |list: &HashMap<IpNet, IdentityId>, net: &IpNet| {
+        std::iter::successors(Some(*net), IpNet::supernet).find_map(|net| list.get(&net).copied())
     };
     let end = |net: &IpNet| End {
-        name: format!("net {net}"),
+        names: vec![format!("net {net}")],
         before: within(&old, net),
         after: within(&new, net),
         network: true,
@@ -298,6 +314,31 @@ mod tests {
                 "net 192.0.2.1/32 -> web any: deny default / allow p/in"
             ]
         );
+    }
+
+    #[test]
+    fn those_judged_alike_are_looked_at_once_and_told_one_by_one() {
+        let many: Vec<Known> = (0..3000)
+            .map(|number| Known {
+                name: format!("web-{number}"),
+                identity: Identity::pu(
+                    "/shop".parse().unwrap(),
+                    [("app", "web".to_owned()), ("id", number.to_string())],
+                ),
+            })
+            .chain(known())
+            .collect();
+        let rules = |text: &str| parse_file("p.yaml", &format!("name: p\nrules:\n{text}")).unwrap();
+        let old = rules("  - allow app=web -> app=db tcp/1\n");
+        let one = rules("  - allow app=web -> app=db tcp/1\n  - deny id=77 -> app=db tcp/1\n");
+        let all = rules("  - allow app=web -> app=web\n");
+        let now = Moment::from_unix(1_800_000_000);
+        let diff = |new: &[_]| diff_pairs(&old, new, &many, Capabilities::default(), now).unwrap();
+        let narrow = diff(&one);
+        assert_eq!((narrow.ends, narrow.changes.len(), narrow.truncated), (3003, 1, false));
+        assert_eq!((narrow.changes[0].from.as_str(), narrow.changes[0].to.as_str()), ("web-77", "db"));
+        let wide = diff(&all);
+        assert_eq!((wide.changes.len(), wide.truncated), (MAX_CHANGES, true));
     }
 
     #[test]

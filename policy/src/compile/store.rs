@@ -263,6 +263,11 @@ impl Compiled {
         self.rules.get(&id)
     }
 
+    /// Two PUs of one namespace that match the same sides are judged alike.
+    pub(crate) fn sides_of(&self, id: IdentityId) -> &[SideId] {
+        self.end(id).map_or(&[], |(_, sides)| sides)
+    }
+
     fn end(&self, id: IdentityId) -> Option<(&Identity, &[SideId])> {
         if id.is_external() {
             let class = self.externals.class(id)?;
