@@ -30,6 +30,8 @@ pub const CONFIG_STRANGERS_REJECT: u32 = 2;
 pub const CONFIG_HAS_PU: u32 = 4;
 /// Processes or cgroups wait to be sorted out before they may communicate (`WATCH`).
 pub const CONFIG_WATCHES: u32 = 8;
+/// The policy names peers by DNS names: the agent is shown what PUs ask resolvers and what these answer.
+pub const CONFIG_LEARN_NAMES: u32 = 16;
 
 /// The one entry of the map `CONFIG`; written by the agent only.
 #[repr(C)]
@@ -103,8 +105,13 @@ pub const LOSS_FLOW_TABLE: u32 = 3;
 pub const LOSS_RECORD_LIMIT: u32 = 4;
 /// Processes and cgroups the agent was not told of; it looks for itself.
 pub const LOSS_WORKLOADS: u32 = 5;
+/// DNS messages of PUs the agent was not shown: too many of them in a tick, or no room.
+pub const LOSS_NAMES: u32 = 6;
 /// Entries of `LOSS_STATS`.
 pub const LOSS_STATS: u32 = 8;
+
+/// DNS messages a CPU shows the agent in one tick of the kernel's clock.
+pub const NAMES_A_TICK: u64 = 16;
 
 /// Refusals a CPU records in one tick of the kernel's clock; a flood is counted, not described packet by packet.
 pub const RECORDS_A_TICK: u64 = 64;

@@ -18,6 +18,12 @@ pub const HELD_OUTGOING: u32 = 5;
 pub const HELD_INCOMING: u32 = 6;
 /// A peer's PU has new tags, or a peer has heard of those of ours.
 pub const HELD_UPDATE: u32 = 7;
+/// A part of a frame that a PU sends to a resolver without enforcer; the frame itself has gone on.
+pub const HELD_QUESTION: u32 = 8;
+/// A part of a frame that such a resolver sends to a PU; the agent hands it on once it has all parts and learned from it.
+pub const HELD_ANSWER: u32 = 9;
+/// Parts of a frame that are shown at most.
+pub const PARTS_MAX: u32 = 8;
 
 /// Record of the ring `HANDSHAKES`: a frame taken out of the kernel's path.
 #[repr(C)]
@@ -35,12 +41,12 @@ pub struct Held {
     pub at_pu_interface: u32,
     /// PU of this host it is for.
     pub pu: u32,
-    /// Subject of the pair to judge.
+    /// Subject of the pair to judge. Of [`HELD_QUESTION`] and [`HELD_ANSWER`]: bytes of the whole frame.
     pub subject: u32,
     /// Object of the pair to judge.
     pub object: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Where in the frame `frame` begins; zero but for later parts.
+    pub offset: u32,
     /// The connection, seen from this host.
     pub key: FlowKey,
     /// The frame from its link-layer header on.

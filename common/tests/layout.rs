@@ -44,7 +44,7 @@ fn configuration() {
 fn events() {
     layout!(
         Held, 2128,
-        time_ns @ 0, kind @ 8, len @ 12, ifindex @ 16, at_pu_interface @ 20, pu @ 24, subject @ 28, object @ 32, pad @ 36,
+        time_ns @ 0, kind @ 8, len @ 12, ifindex @ 16, at_pu_interface @ 20, pu @ 24, subject @ 28, object @ 32, offset @ 36,
         key @ 40, frame @ 80,
     );
     layout!(

@@ -113,7 +113,13 @@ pub struct Budget {
 /// the ring what the next one would not tell anew.
 #[inline(always)]
 fn may_record() -> bool {
-    let Some(budget) = BUDGET_SCRATCH.get_ptr_mut(0) else { return true };
+    within(BUDGET_SCRATCH.get_ptr_mut(0), abi::RECORDS_A_TICK)
+}
+
+/// Takes one from a CPU's budget for this tick; whether it was left.
+#[inline(always)]
+pub fn within(budget: Option<*mut Budget>, limit: u64) -> bool {
+    let Some(budget) = budget else { return true };
     // SAFETY: this CPU's slot; a program that interrupts another here costs at most a miscounted record.
     let budget = unsafe { &mut *budget };
     let tick = coarse_now();
@@ -122,7 +128,7 @@ fn may_record() -> bool {
         budget.records = 0;
     }
     budget.records += 1;
-    budget.records <= abi::RECORDS_A_TICK
+    budget.records <= limit
 }
 
 #[inline(never)]
@@ -236,7 +242,7 @@ pub fn hold(ctx: &TcContext, key: &FlowKey, what: &Hold) -> Result<(), Reason> {
         (*held).pu = what.pu;
         (*held).subject = what.subject;
         (*held).object = what.object;
-        (*held).pad = 0;
+        (*held).offset = 0;
         (*held).key = *key;
         bpf_skb_load_bytes(raw(ctx), 0, core::ptr::addr_of_mut!((*held).frame).cast::<c_void>(), len)
     };

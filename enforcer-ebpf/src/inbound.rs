@@ -4,7 +4,7 @@ use aya_ebpf::{EbpfContext, programs::TcContext};
 use common::{
     abi::Config,
     drop_reason::Reason,
-    event::HELD_UPDATE,
+    event::{HELD_ANSWER, HELD_UPDATE},
     flow::{CLIENT, CONFIRMING, CUT, ESTABLISHED, FLAG_CREDENTIAL_SENT, Flow, SERVER, SYN_RECEIVED, SYN_SENT},
     identity::SessionPu,
     wire::{CONFIRM, DENY, RETRY, Transcript, UPDATE, mac},
@@ -19,6 +19,7 @@ use crate::{
     inbound_open::opened,
     judge::rejudge,
     maps::{KNOWN_TO_PEER, SESSIONS},
+    names,
     observe::take_over,
     other_protocols,
     outbound::{DROP, PASS, Packet, scratch},
@@ -93,6 +94,9 @@ fn of_flow(packet: &Packet, flow: &mut Flow) -> i32 {
         if is_update(packet) {
             return updated(packet, flow);
         }
+        if packet.tcp.payload > 0 && names::resolving(packet.config, packet.key, flow) {
+            return answered_by_name(packet, flow);
+        }
         return admit(packet, flow);
     }
     handshake(packet, flow)
@@ -102,6 +106,13 @@ fn of_flow(packet: &Packet, flow: &mut Flow) -> i32 {
 #[inline(never)]
 fn cut_or_forged(packet: &Packet, flow: &mut Flow) -> i32 {
     if cut_by_peer(packet, flow) { PASS } else { drop_with(packet, flow, Reason::ReplyMac) }
+}
+
+/// A segment of a resolver.
+#[inline(never)]
+fn answered_by_name(packet: &Packet, flow: &mut Flow) -> i32 {
+    admit(packet, flow);
+    if names::show(packet.ctx, packet.key, flow.pu, HELD_ANSWER, packet.source) { DROP } else { PASS }
 }
 
 #[inline(always)]

@@ -24,6 +24,7 @@ mod inbound_open;
 mod judge;
 mod maps;
 mod observe;
+mod names;
 mod other_protocols;
 mod outbound;
 mod outbound_open;

@@ -4,6 +4,7 @@ use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use common::{
     abi::{CONFIG_HAS_PU, CONFIG_UNMANAGED_DENY, Config},
     drop_reason::Reason,
+    event::{HELD_ANSWER, HELD_QUESTION},
     flow::{CLIENT, ESTABLISHED, FLAG_LOG, FlowKey, PATH_EXTERNAL, SERVER},
     verdict::position,
 };
@@ -15,6 +16,7 @@ use crate::{
     flow_table::{Lookup, coarse_now, enter, find},
     judge::{Verdict, judge, rejudge},
     maps::NETWORKS,
+    names,
     outbound::{DROP, PASS},
     packet::{ICMP, ICMPV6, Ip, Parsed, TCP, UDP, read},
     turn_around::Way,
@@ -91,6 +93,9 @@ pub fn outbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut P
                 flow.bytes_out += (ctx.len() - 14) as u64;
                 flow.packets_out += 1;
                 flow.seen_ns = coarse_now();
+                if names::resolving(config, key, flow) {
+                    names::show(ctx, key, flow.pu, HELD_QUESTION, source);
+                }
                 return PASS;
             }
             return DROP;
@@ -130,6 +135,9 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Pa
                 flow.bytes_in += (ctx.len() - 14) as u64;
                 flow.packets_in += 1;
                 flow.seen_ns = coarse_now();
+                if names::resolving(config, key, flow) && names::show(ctx, key, flow.pu, HELD_ANSWER, source) {
+                    return DROP;
+                }
                 return PASS;
             }
             return DROP;
@@ -222,6 +230,9 @@ fn external(
         flow.seen_ns = coarse_now();
     })?;
     count_reason(Reason::Allowed, role == SERVER);
+    if ip.proto == UDP && names::will_resolve(config, key, role) {
+        names::show(ctx, key, parties.pu, HELD_QUESTION, source);
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use aya_ebpf::{
 use common::{
     abi::Config,
     drop_reason::Reason,
+    event::HELD_QUESTION,
     flow::{
         CLIENT, CONFIRMING, CUT, ESTABLISHED, FLAG_CLOSED, FLAG_CREDENTIAL_SENT, Flow, FlowKey, PATH_EXTERNAL,
         PATH_HELLO, SERVER, SYN_RECEIVED,
@@ -22,6 +23,7 @@ use crate::{
     emit::{At, Parties, count_handshake, refused},
     flow_table::{Lookup, account_out, coarse_now, find, remove},
     maps::{CREDENTIALS, KNOWN_TO_PEER, PACKET_SCRATCH, SESSIONS},
+    names,
     observe::take_over,
     other_protocols,
     outbound_open::open,
@@ -157,6 +159,8 @@ fn of_flow(packet: &Packet, flow: &mut Flow) -> i32 {
         account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
         if packet.tcp.flags & RST != 0 {
             last_word(packet, flow);
+        } else if packet.tcp.payload > 0 && names::resolving(packet.config, packet.key, flow) {
+            names::show(packet.ctx, packet.key, flow.pu, HELD_QUESTION, packet.source);
         }
         return PASS;
     }

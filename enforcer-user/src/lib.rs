@@ -4,6 +4,7 @@ pub mod admin;
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod dns;
 pub mod facts;
 pub mod flow_log;
 pub mod handshake;

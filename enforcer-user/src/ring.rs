@@ -234,7 +234,7 @@ fn empty_held() -> Box<Held> {
         pu: 0,
         subject: 0,
         object: 0,
-        pad: 0,
+        offset: 0,
         key: Default::default(),
         frame: [0; FRAME_MAX],
     })

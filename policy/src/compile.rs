@@ -13,7 +13,8 @@ mod pair;
 mod side_index;
 mod store;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -71,6 +72,9 @@ pub enum CompileError {
 
 /// Number of a distinct side. Within one update a number never means two things.
 type SideId = u32;
+
+/// The names each address is known by, in lower case and without the final dot.
+pub type KnownNames = BTreeMap<IpAddr, BTreeSet<String>>;
 
 /// Longest-prefix table of external networks.
 type Prefixes = HashMap<IpNet, IdentityId>;

@@ -23,7 +23,9 @@ pub mod simulate;
 pub mod suggest;
 pub mod synthetic;
 
-pub use compile::{Capabilities, CompileError, Compiled, Delta, IdentityId, Interval, PairVerdict, port_key};
+pub use compile::{
+    Capabilities, CompileError, Compiled, Delta, IdentityId, Interval, KnownNames, PairVerdict, port_key,
+};
 pub use diff_pairs::{Judged, PairChange, PairsDiff, PortsChange, diff_pairs};
 pub use evaluate::{Decision, evaluate};
 pub use explain::{Explanation, explain};

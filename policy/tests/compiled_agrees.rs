@@ -5,10 +5,12 @@ mod support;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use policy::{Capabilities, Compiled, Delta, Identity, IdentityId, Moment, PairVerdict, PolicyRule, RuleId, evaluate};
-use proptest::collection::vec;
+use policy::{
+    Capabilities, Compiled, Delta, Identity, IdentityId, KnownNames, Moment, PairVerdict, PolicyRule, RuleId, evaluate,
+};
+use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
-use proptest::sample::Index;
+use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestRunner};
 use support::{ADDRESSES, PROBES, policy_rule, pu};
 
@@ -22,6 +24,7 @@ enum Change {
     SetIdentity(u32, Identity),
     RemoveIdentity(u32),
     Advance(Moment),
+    SetNames(KnownNames),
 }
 
 fn change() -> impl Strategy<Value = Change> {
@@ -35,8 +38,15 @@ fn change() -> impl Strategy<Value = Change> {
         1 => vec(policy_rule(), 30..50).prop_map(Change::Several),
         2 => (0u32..6, pu()).prop_map(|(id, pu)| Change::SetIdentity(id, pu)),
         1 => (0u32..6).prop_map(Change::RemoveIdentity),
+        1 => names().prop_map(Change::SetNames),
         1 => (0u64..70).prop_map(|seconds| Change::Advance(Moment::from_unix(seconds))),
     ]
+}
+
+fn names() -> impl Strategy<Value = KnownNames> {
+    let name = select(vec!["a.org", "b.a.org", "c.b.a.org", "x.net"]).prop_map(str::to_owned);
+    let address = select(ADDRESSES.to_vec()).prop_map(|address| address.parse().unwrap());
+    btree_map(address, btree_set(name, 1..3), 0..4)
 }
 
 /// The compiled state beside what it should be.
@@ -87,6 +97,7 @@ impl World {
                 return;
             }
             Change::Advance(now) => return self.advance(now),
+            Change::SetNames(names) => return self.set_names(names),
             _ => {}
         }
         self.update();
@@ -102,6 +113,17 @@ impl World {
             assert_eq!(delta.is_empty(), next.is_none_or(|next| next > now), "{next:?} {now}");
         }
         self.check_unaffected(&delta, verdicts);
+    }
+
+    fn set_names(&mut self, names: KnownNames) {
+        let verdicts = self.verdicts();
+        let changed = self.compiled.set_names(names);
+        for ((subject, object), verdict) in verdicts {
+            let known = |id| self.compiled.identity(id).is_some();
+            if known(subject) && known(object) && !changed.contains(&subject) && !changed.contains(&object) {
+                assert_eq!(verdict, self.compiled.pair(subject, object), "unaffected pair changed");
+            }
+        }
     }
 
     fn check_unaffected(&self, delta: &Delta, verdicts: Vec<((IdentityId, IdentityId), PairVerdict)>) {
@@ -163,7 +185,11 @@ impl World {
         let pus = self.pus.iter().map(|(id, pu)| (pu.clone(), Some(IdentityId(*id))));
         let externals = ADDRESSES.map(|address| {
             let address = address.parse().unwrap();
-            (Identity::external(address), self.compiled.external_identity(address))
+            let mut identity = Identity::external(address);
+            if let Identity::External { names, .. } = &mut identity {
+                names.extend(self.compiled.names(address).into_iter().flatten().cloned());
+            }
+            (identity, self.compiled.external_identity(address))
         });
         pus.chain(externals).collect()
     }

@@ -98,6 +98,11 @@ fn manifests() {
 }
 
 #[test]
+fn dns() {
+    drive("dns", seeds::dns(), targets::dns, 2, false);
+}
+
+#[test]
 fn configs() {
     drive("config", seeds::configs(), targets::config, 2, false);
 }
@@ -145,6 +150,7 @@ fn depth_is_bounded() {
                 targets::profile,
                 targets::plugin_answer,
                 targets::feed,
+                targets::dns,
             ] {
                 assert!(!target(&input), "{before}{open}");
             }

@@ -6,14 +6,14 @@ use common::{
     abi::{self, INJECT_INGRESS, INJECT_TRUSTED},
     drop_reason::Reason,
     event::{
-        self, EVENT_DENY, Event, HELD_HELLO, HELD_HELLO_REPLY, HELD_INCOMING, HELD_JUDGE, HELD_OUTGOING, HELD_UPDATE,
-        Held,
+        self, EVENT_DENY, Event, HELD_ANSWER, HELD_HELLO, HELD_HELLO_REPLY, HELD_INCOMING, HELD_JUDGE, HELD_OUTGOING,
+        HELD_QUESTION, HELD_UPDATE, Held,
     },
     flow::{CLIENT, CUT, ESTABLISHED, FLAG_LOG, Flow, PATH_HELLO, SERVER, SYN_RECEIVED, SYN_SENT},
     identity::{PeerAddr, SessionPu},
 };
 
-use super::{Shared, clock, state::State, updates, waiting};
+use super::{Shared, clock, learn, state::State, updates, waiting};
 use crate::{
     handshake::{Frame, HandshakeError, LocalPu, Session, build, initiator, responder},
     identity::VerifiedCredential,
@@ -51,6 +51,9 @@ pub(super) fn internal(error: impl Into<anyhow::Error>) -> Refusal {
 
 /// Decides one held frame.
 pub(super) fn decide(shared: &Shared, metrics: &Metrics, held: &Held) {
+    if matches!(held.kind, HELD_QUESTION | HELD_ANSWER) {
+        return learn::shown(shared, metrics, held);
+    }
     let bytes = held.frame.get(..held.len as usize).unwrap_or_default();
     let frame = match Frame::parse(bytes) {
         Ok(frame) => frame,

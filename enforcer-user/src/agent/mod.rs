@@ -9,6 +9,7 @@ mod adopt;
 mod clock;
 mod contact;
 mod last_good;
+mod learn;
 mod names;
 mod observe;
 mod offline;
@@ -183,6 +184,7 @@ fn start(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<Arc<Shared>> 
     let settled = rules.is_some();
     if let Some(rules) = rules {
         state.compile(rules)?;
+        state.recall_names(&config.paths.socket);
     }
     let distrusted = adopt::adopt(&mut state, &verifier)?;
     if settled {

@@ -121,9 +121,13 @@ impl State {
         Ok(true)
     }
 
-    /// Makes the kernel judge all flows again.
+    /// Makes the kernel judge all flows again, and show DNS messages if the policy is about names.
     pub fn next_generation(&mut self) -> anyhow::Result<()> {
-        Ok(self.config.update(|config| config.generation = config.generation.wrapping_add(1).max(1))?)
+        let names = self.names_flag();
+        Ok(self.config.update(|config| {
+            config.generation = config.generation.wrapping_add(1).max(1);
+            config.flags = config.flags & !abi::CONFIG_LEARN_NAMES | names;
+        })?)
     }
 
     /// Judges every pair anew: after a restart, rules have other numbers.
@@ -136,6 +140,7 @@ impl State {
         }
         patiently(|| self.judge_externals())?;
         self.write_networks()?;
+        self.renumber_flows()?;
         self.next_generation()
     }
 }
@@ -182,6 +187,9 @@ fn enforce(shared: &Shared, delta: &Delta, everything: bool) -> anyhow::Result<(
     {
         let mut state = shared.state();
         state.write_networks()?;
+        if everything {
+            state.renumber_flows()?;
+        }
         state.next_generation()?;
         state.unsettled = false;
     }

@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use policy::{Action, Capabilities, Compiled, Identity, IdentityId, Moment, Namespace, PolicyRule};
 
 use super::{
-    clock,
+    clock, learn,
     names::{IdentityDoc, NameTable, TargetDoc},
     updates::Announcing,
 };
@@ -80,6 +80,8 @@ pub(super) struct State {
     pub policy_error: Option<String>,
     /// The kernel could not be told all of the policy that was compiled last.
     pub unsettled: bool,
+    /// What is known of names.
+    pub learned: learn::Names,
     /// No policy could be read since the start: what the kernel has stays as the former agent left it.
     pub frozen: bool,
     pub pairs: Pairs,
@@ -163,6 +165,7 @@ impl State {
             policy_files: Vec::new(),
             policy_error: None,
             unsettled: false,
+            learned: learn::Names::default(),
             frozen: false,
             pairs: Pairs::open(&directory)?,
             networks: Networks::open(&directory)?,

@@ -19,7 +19,7 @@ use common::{
     identity::SessionPu,
 };
 
-use super::{Shared, clock, names::Live, policy, pus, updates, waiting};
+use super::{Shared, clock, learn, names::Live, policy, pus, updates, waiting};
 use crate::{
     link_net::Change,
     load::Considered,
@@ -97,6 +97,7 @@ pub(super) fn start(
     let mut tasks = [
         Task::new(Duration::from_millis(500), pus::reap),
         Task::new(renewal, renew),
+        Task::new(Duration::from_secs(1), learn::upkeep),
         Task::new(Duration::from_secs(5), sweep_flows),
         Task::new(Duration::from_secs(60), sweep_identities),
         Task::new(Duration::from_secs(2), retry_interfaces),

@@ -18,6 +18,7 @@ pub(super) fn check(config: &Config) -> Result<(), Problem> {
     config.oidc.check()?;
     super::plugin::check(&config.plugin)?;
     config.feed.check()?;
+    config.names.check()?;
     datapath(config)?;
     records(config)?;
     endpoints(config)

@@ -7,6 +7,7 @@ mod cloud;
 mod containers;
 mod error;
 mod feed;
+mod names;
 mod oidc;
 mod plugin;
 mod policy_text;
@@ -28,6 +29,7 @@ pub use containers::{ContainerdConfig, DockerConfig, POD_NAMESPACE};
 pub use error::ConfigError;
 pub(crate) use error::plain as error_text;
 pub use feed::Feed;
+pub use names::Names;
 pub use oidc::Oidc;
 pub use plugin::Plugin;
 pub use policy_text::{PolicyReadError, PolicyText};
@@ -70,6 +72,8 @@ pub struct Config {
     pub plugin: Vec<Plugin>,
     /// What is known of images and binaries to be vulnerable or hostile.
     pub feed: Feed,
+    /// Peers that the policy means by DNS name.
+    pub names: Names,
     /// What the kernel programs do and how large their maps are.
     pub datapath: Datapath,
     /// Places in the file system.
@@ -248,6 +252,7 @@ impl Default for Config {
             oidc: Oidc::default(),
             plugin: Vec::new(),
             feed: Feed::default(),
+            names: Names::default(),
             datapath: Datapath::default(),
             paths: Paths::default(),
             metrics: Metrics::default(),

@@ -250,11 +250,12 @@ pub(super) fn finished(mut bytes: Vec<u8>, v6: bool, tcp: usize) -> Vec<u8> {
 }
 
 /// One's complement sum (RFC 1071), not folded; at most 64 KiB, so that it cannot overflow.
-pub(super) fn sum(bytes: &[u8]) -> u32 {
+pub(crate) fn sum(bytes: &[u8]) -> u32 {
     bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))).sum()
 }
 
-fn fold(mut sum: u32) -> u16 {
+/// The checksum of a sum.
+pub(crate) fn fold(mut sum: u32) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

@@ -70,13 +70,14 @@ pub struct MapFill {
 }
 
 /// Names of what can be lost, with its index in `LOSS_STATS`.
-pub fn loss_names() -> [(&'static str, u32); 5] {
+pub fn loss_names() -> [(&'static str, u32); 6] {
     [
         ("handshake_ring", abi::LOSS_HANDSHAKE_RING),
         ("telemetry_ring", abi::LOSS_TELEMETRY_RING),
         ("record_limit", abi::LOSS_RECORD_LIMIT),
         ("flow_table", abi::LOSS_FLOW_TABLE),
         ("workloads", abi::LOSS_WORKLOADS),
+        ("names", abi::LOSS_NAMES),
     ]
 }
 

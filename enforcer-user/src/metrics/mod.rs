@@ -18,6 +18,7 @@ pub struct Metrics {
     registry: Registry,
     handshakes: IntCounterVec,
     first_contact: Histogram,
+    names: IntCounterVec,
     stats: Arc<dyn KernelStats>,
 }
 
@@ -34,6 +35,53 @@ pub enum HandshakeKind {
     Update,
     /// A SYN of a PU whose tags were not all known.
     Incomplete,
+}
+
+/// What came of a DNS message of a PU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameEvent {
+    /// A question was noted.
+    Asked,
+    /// The addresses of a name were learned.
+    Learned,
+    /// An answer about a name no rule means.
+    Unmeant,
+    /// An answer the PU did not ask for.
+    Unasked,
+    /// An answer that cannot be read.
+    Unreadable,
+    /// An answer by a resolver that is not believed.
+    Distrusted,
+    /// An address inside an identity network.
+    Inside,
+    /// An address there was no room for.
+    Full,
+}
+
+impl NameEvent {
+    const ALL: [Self; 8] = [
+        Self::Asked,
+        Self::Learned,
+        Self::Unmeant,
+        Self::Unasked,
+        Self::Unreadable,
+        Self::Distrusted,
+        Self::Inside,
+        Self::Full,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Learned => "learned",
+            Self::Unmeant => "unmeant",
+            Self::Unasked => "unasked",
+            Self::Unreadable => "unreadable",
+            Self::Distrusted => "distrusted",
+            Self::Inside => "inside",
+            Self::Full => "full",
+        }
+    }
 }
 
 impl HandshakeKind {
@@ -68,12 +116,20 @@ impl Metrics {
             )
             .buckets(FIRST_CONTACT_BUCKETS.to_vec()),
         )?;
+        let names = IntCounterVec::new(
+            Opts::new("enforcer_names_total", "DNS messages of PUs, by what came of them."),
+            &["what"],
+        )?;
+        registry.register(Box::new(names.clone()))?;
         registry.register(Box::new(handshakes.clone()))?;
         registry.register(Box::new(first_contact.clone()))?;
-        let metrics = Self { registry, handshakes, first_contact, stats };
+        let metrics = Self { registry, handshakes, first_contact, names, stats };
         // So that a rate can be computed from the first event on.
         for kind in [HandshakeKind::Hello, HandshakeKind::HelloReply, HandshakeKind::Judge] {
             metrics.handshakes.with_label_values(&[kind.name(), Reason::Allowed.name()]).inc_by(0);
+        }
+        for event in NameEvent::ALL {
+            metrics.names.with_label_values(&[event.name()]).inc_by(0);
         }
         Ok(metrics)
     }
@@ -84,6 +140,11 @@ impl Metrics {
     /// If a metric of this name is there already.
     pub fn register(&self, collector: Box<dyn prometheus::core::Collector>) -> prometheus::Result<()> {
         self.registry.register(collector)
+    }
+
+    /// Something came of a DNS message.
+    pub fn name(&self, event: NameEvent) {
+        self.names.with_label_values(&[event.name()]).inc();
     }
 
     /// The agent decided a held frame.

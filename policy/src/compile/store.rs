@@ -10,7 +10,7 @@ use super::external::Externals;
 use super::level::Levels;
 use super::pair::{Contribution, PairVerdict, covered_keys, sweep};
 use super::side_index::SideIndex;
-use super::{Capabilities, CompileError, IdentityId, SideId};
+use super::{Capabilities, CompileError, IdentityId, KnownNames, SideId};
 use crate::model::{Identity, Moment, Namespace, PolicyRule, RuleId};
 
 /// Rules and identities, ready to answer for any pair.
@@ -30,6 +30,7 @@ pub struct Compiled {
     pus: HashMap<IdentityId, Pu>,
     externals: Externals,
     levels: Levels,
+    known: KnownNames,
     /// Rules that hold only until some moment, by that moment.
     timed: BTreeSet<(Moment, RuleId)>,
     now: Moment,
@@ -215,6 +216,31 @@ impl Compiled {
         let mut list: Vec<_> = prefixes.iter().map(|(net, id)| (*net, *id)).collect();
         list.sort_unstable();
         list
+    }
+
+    /// Says by which names addresses are known. Returns the external identities that mean something else than before,
+    /// whose pairs must be computed anew; read [`Compiled::external_prefixes`] again, too.
+    pub fn set_names(&mut self, known: KnownNames) -> Vec<IdentityId> {
+        if self.known == known {
+            return Vec::new();
+        }
+        self.known = known;
+        self.externals.rebuild(self.index.networks(), &self.known)
+    }
+
+    /// The names an address is known by.
+    pub fn names(&self, address: IpAddr) -> Option<&BTreeSet<String>> {
+        self.known.get(&address)
+    }
+
+    /// True when some rule means this name; it must be in lower case and without the final dot.
+    pub fn means(&self, name: &str) -> bool {
+        self.index.networks().any(|(_, networks)| networks.means(name))
+    }
+
+    /// True when some rule means peers by name.
+    pub fn has_names(&self) -> bool {
+        self.index.networks().any(|(_, networks)| !networks.names.is_empty())
     }
 
     /// The external identity of an address: that of its longest matching prefix.
@@ -499,7 +525,7 @@ impl Compiled {
 
     fn externals_rebuild(&mut self, delta: &mut Delta) {
         let before = self.externals.prefixes().clone();
-        self.externals.rebuild(self.index.networks());
+        self.externals.rebuild(self.index.networks(), &self.known);
         delta.externals_changed = before != *self.externals.prefixes();
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use common::wire::{OPTION_LEN, OptionBytes};
 use enforcer_user::admin::Request;
 use enforcer_user::config::{Config, Oidc};
+use enforcer_user::dns::{Conn, Datagram, Learned, Learner, Message, read};
 use enforcer_user::facts::{
     self,
     cloud::{Certificate, aws},
@@ -130,6 +131,43 @@ pub fn manifests(bytes: &[u8]) -> bool {
             assert!(errors.iter().next().is_some() && !errors.to_string().is_empty());
             errors.iter().for_each(|error| check_place(text, error.line as usize, error.column as usize));
             false
+        }
+    }
+}
+
+/// DNS: as a message, as the stream of a resolver over TCP in pieces of any size and order, and as a frame that goes on.
+pub fn dns(bytes: &[u8]) -> bool {
+    if let Some(datagram) = Datagram::parse(bytes) {
+        let pieces = datagram.onward(500);
+        let parsed = |piece: &Vec<u8>| Datagram::parse(piece).expect("what goes on is a frame").payload().to_vec();
+        let payload: Vec<u8> = pieces.iter().flat_map(parsed).collect();
+        assert_eq!(payload, datagram.payload());
+    }
+    let conn = Conn { pu: 1, key: common::flow::FlowKey::default() };
+    let mut learner = Learner::default();
+    let mut seq = 0u32;
+    let mut rest = bytes;
+    while let Some((&[step, len], after)) = rest.split_first_chunk::<2>() {
+        let (piece, after) = after.split_at(usize::from(len).min(after.len()));
+        seq = seq.wrapping_add(i32::from(step as i8) as u32);
+        learner.question_segment(conn, seq, piece, NOW);
+        assert!(learner.answer_segment(conn, seq, piece, NOW).len() <= bytes.len());
+        seq = seq.wrapping_add(piece.len() as u32);
+        rest = after;
+    }
+    match read(bytes) {
+        None => false,
+        Some(Message::Question(question)) => {
+            assert!(learner.question(conn, bytes, NOW));
+            assert_eq!(question.name, question.name.to_lowercase());
+            true
+        }
+        Some(Message::Answer(question, found)) => {
+            assert_ne!(learner.answer(conn, bytes, NOW), Learned::Unreadable);
+            let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
+            assert!(!question.name.is_empty() && question.name.chars().all(fits), "{}", question.name);
+            assert!(found.len() * 4 <= bytes.len() * 512);
+            true
         }
     }
 }

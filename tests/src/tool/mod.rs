@@ -4,6 +4,7 @@ mod connect;
 mod dialog;
 mod hold;
 mod load;
+mod names;
 mod queue;
 mod raw;
 mod serve;
@@ -42,6 +43,10 @@ enum Command {
     Shuffle(shuffle::Shuffle),
     /// Accept every packet of an NFQUEUE, one verdict a packet
     Queue(queue::Queue),
+    /// Answer DNS questions over UDP and TCP
+    Resolver(names::Resolver),
+    /// Ask a DNS server, and connect to what it answers
+    Ask(names::Ask),
     /// Send a hand-made TCP segment, or a whole captured frame, and print what comes back
     Raw(raw::Raw),
 }
@@ -65,6 +70,8 @@ pub fn main() -> ExitCode {
         Command::Stream(load) => load.run("stream"),
         Command::Shuffle(shuffle) => shuffle.run(),
         Command::Queue(queue) => queue.run(),
+        Command::Resolver(resolver) => resolver.run(),
+        Command::Ask(ask) => ask.run(),
         Command::Raw(raw) => raw.run(),
     };
     match result {
