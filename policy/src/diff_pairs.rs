@@ -1,6 +1,7 @@
 //! What a change of rules changes: which pairs of known identities are judged otherwise, on which ports, by which rules.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compile::{Capabilities, CompileError, Compiled, IdentityId, Interval, PairVerdict};
 use crate::known::Known;
-use crate::model::{Action, Moment, PolicyRule, PortRange, RuleId};
+use crate::model::{Action, DomainPattern, Moment, PolicyRule, PortRange, RuleId, Side as RuleSide};
 
 /// At most so many pairs are listed.
 pub const MAX_CHANGES: usize = 10_000;
@@ -56,7 +57,8 @@ pub struct Judged {
     pub rule: Option<String>,
 }
 
-/// Compares two sets of rules over the known identities and the external networks that any of the rules names.
+/// Compares two sets of rules over the known identities and the external networks that any of the rules names, by prefix
+/// or by DNS name. A name stands for an address of which nothing else is known, but that it is IPv4.
 ///
 /// # Errors
 /// If either set cannot be compiled.
@@ -75,12 +77,17 @@ pub fn diff_pairs(
         }
         Ok(compiled)
     };
-    let before = compile()?;
+    let mut before = compile()?;
     let mut after = compile()?;
     let delta = after.update_rules(new)?;
+    let names = stand_ins(old.iter().chain(new));
+    for compiled in [&mut before, &mut after] {
+        let known = names.iter().map(|(address, pattern)| (*address, BTreeSet::from([example(pattern)])));
+        compiled.set_names(known.collect());
+    }
 
     let pus = alike(known, &before, &after);
-    let networks = networks(&before, &after);
+    let networks = networks(&before, &after, &names);
     let mut diff = PairsDiff { ends: known.len() + networks.len(), changes: Vec::new(), truncated: false };
     let everybody: Vec<&End> = pus.iter().chain(&networks).collect();
     let touched = |end: &&&End| end.network || end.after.is_none_or(|id| delta.touches(id));
@@ -144,10 +151,31 @@ fn alike(known: &[Known], before: &Compiled, after: &Compiled) -> Vec<End> {
     ends
 }
 
-/// Every prefix that rules of either set name: the addresses of which it is the longest match.
-fn networks(before: &Compiled, after: &Compiled) -> Vec<End> {
+/// An address for each name that rules mean. They are of a range for benchmarks (RFC 2544), which no rule is about.
+fn stand_ins<'a>(rules: impl Iterator<Item = &'a Arc<PolicyRule>>) -> BTreeMap<IpAddr, DomainPattern> {
+    const FIRST: u32 = 0xc612_0000;
+    let sides = rules.flat_map(|rule| [&rule.rule().subject, &rule.rule().object]);
+    let patterns: BTreeSet<&DomainPattern> = sides
+        .flat_map(|side| match side {
+            RuleSide::Net(networks) => networks.names.as_slice(),
+            RuleSide::Tags(_) => &[],
+        })
+        .collect();
+    let address = |index: u32| IpAddr::from((FIRST + index).to_be_bytes());
+    (0..1 << 17).map(address).zip(patterns.into_iter().cloned()).collect()
+}
+
+/// A name that a pattern means, and as few others as can be.
+fn example(pattern: &DomainPattern) -> String {
+    let text = pattern.to_string();
+    text.strip_prefix("*.").map_or(text.clone(), |name| format!("any.{name}"))
+}
+
+/// Every prefix that rules of either set name: the addresses of which it is the longest match; and every name.
+fn networks(before: &Compiled, after: &Compiled, names: &BTreeMap<IpAddr, DomainPattern>) -> Vec<End> {
     let (old, new) = (before.external_prefixes(), after.external_prefixes());
-    let prefixes: BTreeSet<IpNet> = old.iter().chain(&new).map(|(net, _)| *net).collect();
+    let is_name = |net: &IpNet| net.prefix_len() == net.max_prefix_len() && names.contains_key(&net.addr());
+    let prefixes: BTreeSet<IpNet> = old.iter().chain(&new).map(|(net, _)| *net).filter(|net| !is_name(net)).collect();
     let (old, new): (HashMap<_, _>, HashMap<_, _>) = (old.into_iter().collect(), new.into_iter().collect());
     let within = |list: &HashMap<IpNet, IdentityId>, net: &IpNet| {
         std::iter::successors(Some(*net), IpNet::supernet).find_map(|net| list.get(&net).copied())
@@ -158,7 +186,13 @@ fn networks(before: &Compiled, after: &Compiled) -> Vec<End> {
         after: within(&new, net),
         network: true,
     };
-    prefixes.iter().map(end).collect()
+    let named = |(address, pattern): (&IpAddr, &DomainPattern)| End {
+        names: vec![format!("net {pattern}")],
+        before: before.external_identity(*address),
+        after: after.external_identity(*address),
+        network: true,
+    };
+    prefixes.iter().map(end).chain(names.iter().map(named)).collect()
 }
 
 /// A pair's verdicts and whose rules they name.
@@ -313,6 +347,24 @@ mod tests {
                 "web -> net 10.1.0.0/16 tcp/443: allow p/out / deny default",
                 "net 192.0.2.1/32 -> web any: deny default / allow p/in"
             ]
+        );
+    }
+
+    #[test]
+    fn names_are_looked_at_like_networks() {
+        let old = "  - out: allow app=web -> net *.example.org tcp/443\n";
+        let new = "  - out: allow app=web -> net *.example.org,example.net tcp/443\n  - no: deny app=web -> net www.example.org\n";
+        assert_eq!(
+            diff(old, new),
+            [
+                "web -> net example.net tcp/443: deny default / allow p/out",
+                "web -> net www.example.org tcp/443: allow p/out / deny p/no",
+            ]
+        );
+        assert_eq!(
+            diff(old, "  - out: allow app=web -> net 0.0.0.0/0 tcp/443\n"),
+            ["web -> net 0.0.0.0/0 tcp/443: deny default / allow p/out"],
+            "the name is in there"
         );
     }
 
