@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tests::{Host, Lab, Outcome, Pair, Place, Proc, Workload};
+use tests::{Fate, Host, Lab, Mitm, Outcome, Pair, Place, Proc, Segment, Way, Workload};
 
 /// What a change may take until both ends have acted on it.
 const SOON: Duration = Duration::from_secs(2);
@@ -251,6 +251,67 @@ fn a_pu_behind_an_interface_tells_and_hears() -> Result<()> {
     a.enforcer(&["pu", "tag", "box", "--unset", "role"])?.ok()?;
     assert_cut(&mut held, begin)?;
     assert!(b.enforcer_log().matches("the tags of a peer's PU changed").count() >= 2, "{}", b.enforcer_log());
+    Ok(())
+}
+
+/// The news that went by, as they were sent.
+fn news(mitm: &Mitm) -> Vec<Segment> {
+    let sent = mitm.seen().into_iter().filter(|seen| seen.way == Way::FromHost).map(|seen| seen.original);
+    let is_news =
+        |segment: &Segment| segment.identity().is_some_and(|option| option.packet_type() == common::wire::UPDATE);
+    sent.filter(|segment| is_news(segment) && !segment.payload.is_empty()).collect()
+}
+
+#[test]
+fn news_can_be_neither_repeated_nor_forged_nor_kept_back_for_long() -> Result<()> {
+    let pair = pair("newsattack")?;
+    let server = pair.server.serve(&["--listen", "[::]:8020"])?;
+    let mitm = pair.a.man_in_the_middle()?;
+    let mut version = 1;
+    for to in pair.addresses(8020) {
+        let mut held = vec![hold(&pair.client, &to, "0")?];
+        let mut retag = |deaf: Duration| -> Result<Segment> {
+            version += 1;
+            let wanted = format!("version={version}");
+            let since = Instant::now();
+            mitm.play(move |_, segment: &mut Segment| {
+                let update = segment.identity().is_some_and(|option| option.packet_type() == common::wire::UPDATE);
+                if update && since.elapsed() < deaf { Fate::Drop } else { Fate::Forward }
+            });
+            pair.a.enforcer(&["pu", "tag", "client", "--set", &wanted])?.ok()?;
+            until(&wanted, || {
+                let tags = peer_tags(&pair.b)?;
+                Ok(!tags.is_empty() && tags.iter().all(|tags| tags.contains(&wanted)))
+            })?;
+            news(&mitm).pop().context("no news went by")
+        };
+        let old = retag(Duration::ZERO)?;
+        let new = retag(Duration::from_millis(700))?;
+        let before = pair.b.counters()?;
+        let mut attacks = vec![("an older one", old)];
+        for (what, bit) in [("handle", 6), ("index", 9), ("MAC", 19)] {
+            let mut segment = new.clone();
+            segment.identity_mut().context("an option")?[bit] ^= 1;
+            attacks.push((what, segment));
+        }
+        let mut segment = new.clone();
+        *segment.payload.last_mut().context("a credential")? ^= 1;
+        attacks.push(("credential", segment));
+        for (count, (what, segment)) in (1..).zip(&attacks) {
+            mitm.inject(Way::FromHost, segment)?;
+            until(what, || Ok((&pair.b.counters()? - &before).verdicts_in("update_void") == count))?;
+        }
+        // The newest once more is only answered once more.
+        mitm.inject(Way::FromHost, &new)?;
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!((&pair.b.counters()? - &before).verdicts_in("update_void"), attacks.len() as i64);
+        let wanted = format!("version={version}");
+        assert!(peer_tags(&pair.b)?.iter().all(|tags| tags.contains(&wanted)), "{:?}", peer_tags(&pair.b)?);
+        assert_alive(&mut held)?;
+        drop(held);
+        until("the connections are closed", || Ok(peer_tags(&pair.b)?.is_empty()))?;
+    }
+    assert_eq!(server.received()?, 0, "none of it reached the listener's connections");
     Ok(())
 }
 

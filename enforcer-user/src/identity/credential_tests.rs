@@ -44,7 +44,7 @@ fn the_checksum_is_the_kernels() {
 fn a_profile_too_large_is_refused_by_the_byte() {
     let own = enforcer(&authority("Test CA"), &options("h1"));
     let sized = |len: usize, handle| {
-        let mut profile = TrustProfile { handle, ..profile(own.id(), prekey()) };
+        let mut profile = TrustProfile { handle, issued_ms: 999, ..profile(own.id(), prekey()) };
         profile.tags.insert("big".into(), ["x".repeat(len)].into());
         prepare(&own, &profile)
     };
@@ -71,7 +71,7 @@ fn a_profile_too_large_is_refused_by_the_byte() {
 #[test]
 fn the_room_for_tags_is_what_fits() {
     let own = enforcer(&authority("Test CA"), &options("h1"));
-    let mut profile = TrustProfile { handle: 1, ..profile(own.id(), prekey()) };
+    let mut profile = TrustProfile { handle: 1, issued_ms: 999, ..profile(own.id(), prekey()) };
     let room = room_for_tags(&own, &profile).unwrap();
     assert!(room > 300, "{room}");
     profile.tags = [("big".to_owned(), ["x".repeat(room - 6)].into())].into();

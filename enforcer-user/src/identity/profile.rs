@@ -183,7 +183,7 @@ mod tests {
     fn form_is_stable() {
         assert_eq!(
             profile().to_json().unwrap(),
-            r#"{"iss":"spiffe://acme/enforcer/h1","sub":"web-1","ns":"/acme/prod","handle":7,"iat":100,"exp":200,"prekey":"CQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQk","epoch":4000,"tags":["app=api=2","app=web","user=prod"]}"#
+            r#"{"iss":"spiffe://acme/enforcer/h1","sub":"web-1","ns":"/acme/prod","handle":7,"iat":100,"ms":0,"exp":200,"prekey":"CQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQk","epoch":4000,"tags":["app=api=2","app=web","user=prod"]}"#
         );
     }
 
