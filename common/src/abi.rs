@@ -19,8 +19,6 @@ pub const MAX_CGROUP_DEPTH: u32 = 64;
 pub const PU_TOO_DEEP: u32 = u32::MAX;
 /// The pseudo PU of a socket of a process or cgroup that the agent has yet to sort out.
 pub const PU_UNSORTED: u32 = u32::MAX - 1;
-/// In `PU_CGROUPS`, instead of a cgroup: the PU of everything that is no other PU.
-pub const CGROUP_ELSE: u64 = 0;
 
 /// Unmanaged sockets may not open or accept connections.
 pub const CONFIG_UNMANAGED_DENY: u32 = 1;

@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::SockContext,
 };
 use common::{
-    abi::{CGROUP_ELSE, CONFIG_HAS_PU, CONFIG_WATCHES, MAX_CGROUP_DEPTH, PU_TOO_DEEP, PU_UNSORTED},
+    abi::{CONFIG_HAS_PU, CONFIG_WATCHES, MAX_CGROUP_DEPTH, PU_TOO_DEEP, PU_UNSORTED},
     drop_reason::Reason,
 };
 
@@ -38,7 +38,7 @@ pub fn sock_create(ctx: SockContext) -> i32 {
     }
     let mut pu = cgroup_pu();
     if pu == UNMANAGED {
-        pu = else_pu();
+        pu = unsorted_pu();
         // What lives in a namespace of its own is another's to manage.
         if pu != UNMANAGED && is_elsewhere(&ctx) {
             pu = UNMANAGED;
@@ -86,12 +86,12 @@ fn is_elsewhere(ctx: &SockContext) -> bool {
 #[inline(always)]
 pub fn current_pu() -> u32 {
     let pu = cgroup_pu();
-    if pu == UNMANAGED { else_pu() } else { pu }
+    if pu == UNMANAGED { unsorted_pu() } else { pu }
 }
 
-/// The PU of a current process that belongs to no other.
+/// What stands for the PU of a current process that has to be sorted out.
 #[inline(always)]
-fn else_pu() -> u32 {
+fn unsorted_pu() -> u32 {
     // SAFETY: a helper without arguments; read-only values of scalars.
     unsafe {
         if config().is_some_and(|config| config.flags & CONFIG_WATCHES != 0)
@@ -99,7 +99,7 @@ fn else_pu() -> u32 {
         {
             return PU_UNSORTED;
         }
-        PU_CGROUPS.get(CGROUP_ELSE).copied().unwrap_or(UNMANAGED)
+        UNMANAGED
     }
 }
 

@@ -340,8 +340,7 @@ pub fn cut_by_peer(packet: &Packet, flow: &mut Flow) -> bool {
     }
     // SAFETY: the agent replaces sessions whole; a torn read only makes a MAC wrong.
     let Some(session) = (unsafe { SESSIONS.get(flow.session) }) else { return false };
-    let transcript =
-        Transcript { sender_isn: flow.peer_isn, peer_isn: flow.local_isn, peer_handle: flow.local_handle };
+    let transcript = Transcript { sender_isn: flow.peer_isn, peer_isn: flow.local_isn, peer_handle: flow.local_handle };
     if mac(&session.key_in, DENY, option.flags, option.handle(), option.index(), &transcript) != option.mac() {
         return false;
     }

@@ -241,3 +241,80 @@ fn processes_become_pus_by_what_they_execute() -> Result<()> {
     assert_eq!(stage.server.accepted()?, stage.server.accepted()?);
     Ok(())
 }
+
+#[test]
+fn every_tag_is_shown_with_its_source_and_reserved_keys_are_the_enforcers() -> Result<()> {
+    let config = format!(
+        "{UNITS}\n[host.tags]\nrack = 'r7'\n[tags]\ncarry = ['app', '@host:rack', '@sys:exe', '@sys:sha256', '@sys:unit']\n"
+    );
+    let stage = Stage::new("wide", |_| config)?;
+    let unit = cgroup(&stage.a, "system.slice/web-1.service")?;
+    let mut resident = unit.spawn(&["sleep", "60"])?;
+    stage
+        .wait_for("complete", |pus| pus.iter().any(|pu| pu["name"] == "web-1.service" && pu["incomplete"] == false))?;
+    stage.assert_calls(&unit, "a unit with object attributes")?;
+    let tags = stage.pu("web-1.service")?.context("no PU")?["all_tags"].clone();
+    let find = |key: &str| tags.as_array().into_iter().flatten().find(|tag| tag["key"] == key).cloned();
+    let sleep = fs::canonicalize("/bin/sleep")?.display().to_string();
+    let uid = "0".to_owned();
+    for (key, value, source, carried) in [
+        ("app", "client", "config", true),
+        ("@host:rack", "r7", "enforcer", true),
+        ("@sys:exe", sleep.as_str(), "object", true),
+        ("@sys:unit", "web-1.service", "object", true),
+        ("@sys:uid", uid.as_str(), "object", false),
+        ("@sys:cmd", "sleep 60", "object", false),
+    ] {
+        let tag = find(key).with_context(|| format!("no {key} in {tags}"))?;
+        assert_eq!(
+            (&tag["value"], &tag["sources"][0], &tag["carried"]),
+            (&value.into(), &source.into(), &carried.into()),
+            "{tag}"
+        );
+    }
+    let sum = std::process::Command::new("sha256sum").arg(&sleep).output()?.stdout;
+    assert_eq!(find("@sys:sha256").context("no hash")?["value"], String::from_utf8_lossy(&sum[..64]).as_ref());
+    let table = stage.a.enforcer(&["pus", "-o", "wide"])?.stdout;
+    let row = table.lines().find(|line| line.contains("@sys:uid=0")).with_context(|| table.clone())?;
+    assert!(
+        row.contains("object") && row.trim_end().ends_with("no") && row.contains("cgroup:/system.slice/web-1.service"),
+        "{row}"
+    );
+
+    // What runs there becomes another program: its identity follows.
+    resident.kill9()?;
+    let _other = unit.spawn(&["tail", "-f", "/dev/null"])?;
+    let tail = fs::canonicalize("/usr/bin/tail")?.display().to_string();
+    stage
+        .wait_for("another program", |pus| pus.iter().any(|pu| pu["tags"]["@sys:exe"] == serde_json::json!([tail])))?;
+
+    let refused = stage.a.enforcer(&["exec", "--tag", "@sys:uid=0", "--", "true"])?;
+    assert!(refused.code() != 0 && refused.stderr.contains("keys that begin with `@`"), "{refused:?}");
+    Ok(())
+}
+
+#[test]
+fn what_would_hold_the_agent_itself_is_an_error_at_the_start() -> Result<()> {
+    let lab = Lab::new("ownwork")?;
+    let host = lab.host("a")?;
+    lab.write_policy("w.yaml", "name: w\nrules:\n  - call: allow app=client -> app=server tcp/8020\n")?;
+    for (config, said) in [
+        ("[[workload]]\ncgroup = '/'\n", "matches the root of the hierarchy"),
+        ("[[workload]]\nunit = 'nginx'\n", "is no unit name with a suffix"),
+        ("[[workload]]\nexe = '/bin/true'\nunit = 'a.service'\n", "only one kind"),
+        ("[[workload]]\nunit = 'a.service'\ntags = { '@sys:uid' = '0' }\n", "keys that begin with `@`"),
+        ("[[workload]]\nuser = 'no-such-user-here'\n", "there is no user `no-such-user-here`"),
+    ] {
+        let error = host.start_enforcer(config).expect_err(config);
+        let error = format!("{error:#}");
+        assert!(error.contains(said), "{config}: {error}");
+        assert!(!host.bpffs().join("v1").exists(), "{config}");
+    }
+    let own = cgroup(&host, "agents.slice/enforcer.service")?;
+    host.write_enforcer_config("[[workload]]\nunit = 'enf*.service'\n")?;
+    let binary = tests::enforcer_binary()?.display().to_string();
+    let config = host.enforcer_config().display().to_string();
+    let started = own.exec(&[binary.as_str(), "run", "--config", &config])?;
+    assert!(started.code() != 0 && started.stderr.contains("in which this agent runs"), "{}", started.stderr);
+    Ok(())
+}

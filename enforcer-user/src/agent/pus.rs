@@ -18,7 +18,7 @@ use crate::{
     identity::{PreparedCredential, credential},
     link_net,
     map_write::{INDEX_MAX, patiently},
-    workload::{TagSet, adopt},
+    workload::{TagSet, TagSource, adopt, host},
 };
 
 /// What is to become a PU.
@@ -87,14 +87,16 @@ fn draft(shared: &Shared, wanted: &Wanted) -> Result<(LocalPu, PreparedCredentia
         name = format!("{name}-{index}");
     }
     let namespace = wanted.namespace.clone().unwrap_or_else(|| shared.config.namespace.clone());
-    let carried = state.choose(&name, &namespace, &wanted.tags).map_err(invalid)?;
+    let mut set = wanted.tags.clone();
+    set.set(TagSource::Enforcer, host::tags(&shared.config, state.own.id().as_str()));
+    let carried = state.choose(&name, &namespace, &set).map_err(invalid)?;
     let mut pu = LocalPu {
         index,
         key: wanted.key.clone().unwrap_or_else(|| format!("user:{id}")),
         id,
         name,
         namespace,
-        set: wanted.tags.clone(),
+        set,
         tags: carried.tags,
         left_out: carried.left_out,
         complete: wanted.complete,

@@ -10,7 +10,12 @@ use super::{Shared, sink::Sink};
 use crate::{
     probe::mounts,
     workload::{
-        Extractor, Pipeline, PuSink, Source, Stop, cri::Cri, docker::Docker, finder::Finder, object::Attributes,
+        Extractor, Pipeline, PuSink, Source, Stop,
+        cri::Cri,
+        docker::Docker,
+        finder::Finder,
+        host::{self, HostTags},
+        object::Attributes,
     },
 };
 
@@ -32,7 +37,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) fn start(shared: &Arc<Shared>) -> anyhow::Result<Running> {
     let config = &shared.config;
     let root = config.cgroup_root()?;
-    let mut extractors: Vec<Arc<dyn Extractor>> = vec![Arc::new(Attributes::new(&root))];
+    let of_host = HostTags(host::tags(config, shared.state().own.id().as_str()));
+    let mut extractors: Vec<Arc<dyn Extractor>> = vec![Arc::new(of_host), Arc::new(Attributes::new(&root))];
     extractors.extend(shared.facts.extractors());
     let pipeline = Arc::new(Pipeline::start(Arc::new(Sink(shared.clone())), extractors)?);
     let _ = shared.pipeline.set(Arc::downgrade(&pipeline));

@@ -56,7 +56,11 @@ pub(super) enum Command {
     /// How the agent fares.
     Status,
     /// Every PU of this host.
-    Pus,
+    Pus {
+        /// `wide`: every tag on a line of its own, with its sources and whether the profile carries it.
+        #[arg(short, long, value_enum)]
+        output: Option<PusOutput>,
+    },
     /// Every enforcer met, with its sessions and PUs.
     Peers {
         /// Forget this enforcer, or all of them, so that the next contact is a first contact.
@@ -332,6 +336,13 @@ pub(super) fn tag(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.into(), value.into())),
         _ => Err("expected KEY=VALUE, such as app=web".into()),
     }
+}
+
+/// How PUs are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum PusOutput {
+    /// Every tag.
+    Wide,
 }
 
 #[cfg(test)]

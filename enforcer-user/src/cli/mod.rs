@@ -51,7 +51,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         Command::Login => exec::login(&socket),
         Command::Pu { command } => pu::run(&socket, command, &mut out),
         Command::Status => show::status(&socket, &mut out),
-        Command::Pus => show::pus(&socket, &mut out),
+        Command::Pus { output } => show::pus(&socket, output, &mut out),
         Command::Peers { forget } => show::peers(&socket, forget, &mut out),
         Command::Flows(flows) => show::flows(&socket, flows, &mut out),
         Command::Observe { command } => observe::run(&socket, command, &mut out),

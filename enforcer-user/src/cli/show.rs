@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{
     Failure, Output,
-    args::FlowsArgs,
+    args::{FlowsArgs, PusOutput},
     output::{Table, printable},
     text,
 };
@@ -29,13 +29,32 @@ pub(super) fn status(socket: &Path, out: &mut Output) -> Result<ExitCode, Failur
     Ok(ExitCode::from(if status.ready { 0 } else { 1 }))
 }
 
-pub(super) fn pus(socket: &Path, out: &mut Output) -> Result<ExitCode, Failure> {
+pub(super) fn pus(socket: &Path, output: Option<PusOutput>, out: &mut Output) -> Result<ExitCode, Failure> {
     let pus = match Client::connect(socket)?.ask(&Request::Pus)? {
         Response::Pus(pus) => pus,
         other => return Err(unexpected(&other)),
     };
     if out.is_json() {
         out.json(&json!({ "pus": pus }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if output == Some(PusOutput::Wide) {
+        let mut table = Table::new(["ID", "NAME", "KEY", "STATE", "TAG", "SOURCE", "CARRIED"]);
+        for pu in pus {
+            let state = if pu.incomplete { "incomplete" } else { "complete" };
+            for tag in &pu.all_tags {
+                table.row([
+                    pu.id.clone(),
+                    pu.name.clone(),
+                    pu.key.clone(),
+                    state.to_owned(),
+                    format!("{}={}", tag.key, tag.value),
+                    tag.sources.join(","),
+                    if tag.carried { "yes" } else { "no" }.to_owned(),
+                ]);
+            }
+        }
+        out.table(&table)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new(["ID", "NAME", "NAMESPACE", "TARGET", "TAGS", "HANDLE", "BYTES", "EXPIRES", "ERROR"]);

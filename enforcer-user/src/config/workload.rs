@@ -34,14 +34,8 @@ pub struct Workload {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Host {
-    /// Everything that is no other PU is one PU.
-    pub managed: bool,
-    /// Its namespace. Default: the configured one.
-    pub namespace: Option<String>,
     /// What is known of this host; every PU on it has these as `@host:KEY`.
     pub tags: BTreeMap<String, Values>,
-    /// Tags of the host PU beside those.
-    pub pu_tags: BTreeMap<String, Values>,
 }
 
 /// One value or several.
@@ -116,9 +110,7 @@ pub(super) fn check(workloads: &[Workload], host: &Host) -> Result<(), Problem> 
         namespace(workload.namespace.as_deref()).map_err(|problem| (at("namespace"), problem))?;
         plain(&workload.tags).map_err(|(key, problem)| (at(&format!("tags.{key}")), problem))?;
     }
-    namespace(host.namespace.as_deref()).map_err(|problem| ("host.namespace".into(), problem))?;
-    plain(&host.tags).map_err(|(key, problem)| (format!("host.tags.{key}"), problem))?;
-    plain(&host.pu_tags).map_err(|(key, problem)| (format!("host.pu_tags.{key}"), problem))
+    plain(&host.tags).map_err(|(key, problem)| (format!("host.tags.{key}"), problem))
 }
 
 fn namespace(namespace: Option<&str>) -> Result<(), String> {

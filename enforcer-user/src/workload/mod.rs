@@ -27,6 +27,7 @@ pub mod cri;
 pub mod docker;
 pub mod exec_match;
 pub mod finder;
+pub mod host;
 pub mod object;
 pub mod pipeline;
 pub mod tags;

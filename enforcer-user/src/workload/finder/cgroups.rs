@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, os::unix::fs::MetadataExt, path::Path};
 
-use common::abi::{CGROUP_ELSE, PU_UNSORTED};
+use common::abi::PU_UNSORTED;
 
 use super::{Finder, cgroup_key, name_of, rules::Rule, sockets};
 use crate::{
@@ -54,12 +54,12 @@ impl Finder {
         }
     }
 
-    /// The PU of the nearest cgroup that is one, the host's, or 0.
+    /// The PU of the nearest cgroup that is one, or 0.
     pub(super) fn pu_around(&self, directory: &Path) -> u32 {
         let around = directory.ancestors().take_while(|around| around.starts_with(&self.place.root));
         let id = |around: &Path| std::fs::metadata(around).ok().map(|meta| meta.ino());
         let pu = |id: u64| self.maps.pu_cgroups.get(&id).ok().flatten().filter(|pu| *pu != PU_UNSORTED);
-        around.filter_map(id).find_map(pu).or_else(|| pu(CGROUP_ELSE)).unwrap_or(0)
+        around.filter_map(id).find_map(pu).unwrap_or(0)
     }
 
     /// Looks at all cgroups: those nobody told of, and those that are gone.

@@ -26,6 +26,7 @@ pub const CARRY_DEFAULT: &[&str] = &[
     "@feed:severity",
     "@sys:unit",
     "@container:image",
+    "!@host:id",
     "@host:*",
     "@cloud:account",
     "@cloud:region",

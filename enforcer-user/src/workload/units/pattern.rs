@@ -23,7 +23,7 @@ pub enum PatternError {
     #[error("{0:?} is no path below the root of the hierarchy; write for example \"/machines/*\"")]
     Path(String),
     /// Everything.
-    #[error("{0:?} matches the root of the hierarchy; for everything that is no other PU set `host.managed = true`")]
+    #[error("{0:?} matches the root of the hierarchy, with this agent and all else; name cgroups below it")]
     Root(String),
     /// Longer than the kernel compares.
     #[error("{0:?}: what stands before or behind its `*` is longer than {1} bytes")]
