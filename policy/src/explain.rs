@@ -580,6 +580,55 @@ rules:
     }
 
     #[test]
+    fn namespaces_tiers_ends_and_expiry_are_told() {
+        let text = "\
+- {name: first, tier: admin, priority: 1, namespace: /acme, rules: [pass app=a -> app=b tcp/80, deny app=a -> app=b]}
+- name: parent
+  namespace: /acme
+  rules:
+    - narrow: allow app=a -> app=b tcp/80,443
+    - out: allow app=a -> app=b tcp/80 ingress
+    - over: allow app=a -> app=b until 1970-01-01T00:00:10Z
+- name: child
+  namespace: /acme/prod
+  rules:
+    - wide: allow any -> any tcp/80
+    - elsewhere: allow any -> any tcp/81
+";
+        let rules = parse_file("p", text).unwrap();
+        let numbered = || rules.iter().zip(1..).map(|(rule, id)| (RuleId(id), &**rule));
+        let pu = |namespace: &str, app| Identity::pu(namespace.parse().unwrap(), [("app", app)]);
+        let now = Moment::from_unix(10);
+        let ends = (pu("/acme/prod", "a"), pu("/acme/prod", "b"));
+        let allowed = explain(numbered(), &ends.0, &ends.1, PortRange::TCP, 80, now);
+        assert_eq!(allowed.rule.as_ref().unwrap().name, "parent/narrow");
+        let reason = |of: &Explanation, name: &str| {
+            let other = of.others.iter().find(|other| other.rule.name == name).unwrap();
+            other.reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        };
+        for (name, expected) in [
+            ("first/#1", "matches, and leaves the decision to the next tier"),
+            ("first/#2", "matches, but rule 1 is asked before it"),
+            ("parent/out", "matches too; rule 3 is named for its lower number"),
+            ("parent/over", "expired at 1970-01-01T00:00:10Z"),
+            ("child/wide", "matches too; rule 3 is named for its lower number"),
+            ("child/elsewhere", "covers only tcp/81"),
+        ] {
+            assert_eq!(reason(&allowed, name), expected, "{name}");
+        }
+        let refused = explain(numbered(), &ends.0, &ends.1, PortRange::TCP, 443, now);
+        let text = refused.to_string();
+        assert!(text.starts_with("tcp/443: denied by rule 2 `first/#2` of /acme, tier admin/1 (p:1:"), "{text}");
+        assert!(text.contains("\n  /acme/prod for egress: allows others, not this\n"), "{text}");
+        assert_eq!(reason(&refused, "parent/narrow"), "matches, but rule 2 is asked before it");
+        let beside = explain(numbered(), &pu("/acme/prod", "a"), &pu("/other", "b"), PortRange::TCP, 80, now);
+        assert_eq!(reason(&beside, "parent/out"), "speaks only for PUs of /acme, where the object does not live");
+        let withheld = explain(numbered(), &pu("/acme/prod", "c"), &pu("/acme/prod", "d"), PortRange::TCP, 80, now);
+        assert!(withheld.to_string().starts_with("tcp/80: denied by default, /acme does not allow it\n"), "{withheld}");
+        assert_eq!(reason(&withheld, "child/wide"), "allows it, but /acme does not");
+    }
+
+    #[test]
     fn long_lists_are_cut_with_a_count() {
         let lines = "  - allow app=x -> any tcp/1\n".repeat(MAX_OTHERS + 5);
         let rules = parse_file("p", &format!("name: p\nrules:\n{lines}")).unwrap();

@@ -106,6 +106,12 @@ fn a_name_opens_what_the_answer_says_before_the_pu_knows_it() -> Result<()> {
     assert_eq!(place.count("unmeant")?, 1);
     assert_eq!(direct("192.0.2.11:8443")?, "Ok", "an address that was learned, without asking again");
     assert_eq!(direct("192.0.2.11:8444")?, "Refused", "another port");
+    let explain =
+        |to: &str| place.a.enforcer(&["policy", "explain", "--from", "app=client", "--to", to, "--port", "8443"]);
+    for to in ["192.0.2.11", "net some.example.org"] {
+        let told = explain(to)?;
+        assert!(told.ok()?.starts_with("tcp/8443: allowed by rule 2 `names/web`"), "{to}: {}", told.stdout);
+    }
     // Another PU has the addresses' meaning, but no rule.
     assert_eq!(ask(&place.other, "www.example.org", &[])?.outcome, "ConnectionRefused");
     // A name is no way around identity.

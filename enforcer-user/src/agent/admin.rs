@@ -50,8 +50,11 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
             }
             policy_apply::apply(shared, files, prune, dry_run).map(Response::Applied)
         }
-        Request::Explain { subject, object, protocol, port } => {
+        Request::Explain { mut subject, mut object, protocol, port } => {
             let state = shared.state();
+            for end in [&mut subject, &mut object] {
+                state.name_external(end);
+            }
             let explained =
                 policy::explain(state.compiled.rules(), &subject, &object, protocol, port, state.compiled.now());
             Ok(Response::Explained((&explained).into()))

@@ -12,7 +12,7 @@ use common::{
     flow::PATH_EXTERNAL,
     verdict::Pair,
 };
-use policy::IdentityId;
+use policy::{Identity, IdentityId};
 
 use super::{Shared, clock, state::State};
 use crate::{
@@ -175,6 +175,14 @@ impl State {
                 self.learned.cache = cache;
             }
             Err(error) => tracing::warn!(%error, "what the former agent learned of names is unreadable"),
+        }
+    }
+
+    /// Adds to an address without enforcer the names it is known by.
+    pub fn name_external(&self, identity: &mut Identity) {
+        if let Identity::External { networks, names } = identity {
+            let known = networks.iter().filter_map(|net| self.compiled.names(net.addr()));
+            names.extend(known.flatten().cloned());
         }
     }
 

@@ -6,6 +6,7 @@ mod import;
 mod simulate;
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -16,7 +17,7 @@ pub(super) use diff::DiffArgs;
 pub(super) use import::ImportArgs;
 pub(super) use simulate::SimulateArgs;
 
-use policy::{Identity, Moment, Namespace, PolicyErrors, PortRange, RuleId};
+use policy::{DomainPattern, Identity, Moment, Namespace, PolicyErrors, PortRange, RuleId};
 use serde_json::json;
 
 use super::{
@@ -161,13 +162,18 @@ fn identity(option: &str, text: &str, namespace: &str) -> Result<Identity, Failu
     if let Ok(address) = text.strip_prefix("net ").unwrap_or(text).trim().parse::<IpAddr>() {
         return Ok(Identity::external(address));
     }
+    if let Some(name) = text.strip_prefix("net ") {
+        let name: DomainPattern = name.trim().parse().map_err(|error| Failure::failed(format!("{option}: {error}")))?;
+        return Ok(Identity::External { networks: BTreeSet::new(), names: BTreeSet::from([name.to_string()]) });
+    }
     let namespace: Namespace = namespace.parse().map_err(|error| Failure::failed(format!("{option}: {error}")))?;
     let mut tags = Vec::new();
     for word in text.split_whitespace() {
         match super::args::tag(word) {
             Ok(tag) => tags.push(tag),
             Err(error) => {
-                let message = format!("{option}: {word:?}: {error}, or an address such as 192.0.2.1");
+                let message =
+                    format!("{option}: {word:?}: {error}, or an address such as 192.0.2.1, or `net example.org`");
                 return Err(Failure::failed(message));
             }
         }
@@ -202,6 +208,9 @@ mod tests {
         assert_eq!(end("").expect("no tags"), Identity::pu(acme, none));
         assert_eq!(end("192.0.2.1").expect("address"), Identity::external([192, 0, 2, 1].into()));
         assert_eq!(end("net fd00::1").expect("address"), Identity::external("fd00::1".parse().expect("address")));
+        let named = Identity::External { networks: BTreeSet::new(), names: BTreeSet::from(["www.a.org".into()]) };
+        assert_eq!(end("net WWW.a.org").expect("name"), named);
+        assert!(end("net a b").is_err());
         assert!(end("app").is_err());
         assert!(identity("--from", "a=b", "acme").is_err());
     }
