@@ -148,7 +148,11 @@ fn guests_at_the_ports_of_the_hosts_bridge() -> Result<()> {
     for round in 0..2 {
         let to = |port| second.addresses(port).into_iter().chain([stage.a.socket_v4(port), stage.a.socket_v6(port)]);
         for to in to(8020).chain([stage.b.socket_v4(8020), stage.b.socket_v6(8020)]) {
-            answered(&first, &to, &format!("guest, round {round}"))?;
+            let told = |error: anyhow::Error| {
+                let of = |host: &Host| host.counters().map(|counters| format!("{:?}", counters.refusals()));
+                error.context(format!("refused by a: {:?}, by b: {:?}", of(&stage.a), of(&stage.b)))
+            };
+            answered(&first, &to, &format!("guest, round {round}")).map_err(told)?;
         }
         for to in to(9999).chain([stage.b.socket_v4(9999), stage.b.socket_v6(9999)]) {
             refused(&first, &to, "guest to a port without rule")?;
