@@ -67,7 +67,7 @@ fn write_line(line: &mut String, n: u64, pus: u64) {
         )
     };
     let from = end(client, spread(0xff51_afd7_ed55_8ccd, 10));
-    let to = if n % 10 == 0 {
+    let to = if n.is_multiple_of(10) {
         format!(r#"{{"address":"198.51.{}.{}"}}"#, client % 100, spread(0x2545_f491_4f6c_dd1d, 64))
     } else {
         end(server, spread(0xd6e8_feb8_6659_fd93, 10))

@@ -103,6 +103,11 @@ fn dns() {
 }
 
 #[test]
+fn records() {
+    drive("record", seeds::records(), targets::record, 2, false);
+}
+
+#[test]
 fn configs() {
     drive("config", seeds::configs(), targets::config, 2, false);
 }

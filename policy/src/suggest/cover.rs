@@ -34,7 +34,8 @@ pub(super) struct Block {
     pub ports: Vec<(u8, u16)>,
 }
 
-type Uses = BTreeMap<(u32, u32), BTreeSet<(u8, u16)>>;
+type Service = (u8, u16);
+type Uses = BTreeMap<(u32, u32), BTreeSet<Service>>;
 
 pub(super) fn cover(facts: Facts) -> Cover {
     let mut groups: Vec<Vec<u32>> = Vec::new();
@@ -115,11 +116,11 @@ fn by_service(uses: &Uses) -> Vec<Block> {
             users.entry((*to, *port)).or_default().push(*from);
         }
     }
-    let mut ports_of: BTreeMap<(u32, Vec<u32>), Vec<(u8, u16)>> = BTreeMap::new();
+    let mut ports_of: BTreeMap<(u32, Vec<u32>), Vec<Service>> = BTreeMap::new();
     for ((to, port), users) in users {
         ports_of.entry((to, users)).or_default().push(port);
     }
-    let mut servers_of: BTreeMap<(Vec<u32>, Vec<(u8, u16)>), Vec<u32>> = BTreeMap::new();
+    let mut servers_of: BTreeMap<(Vec<u32>, Vec<Service>), Vec<u32>> = BTreeMap::new();
     for ((to, users), ports) in ports_of {
         servers_of.entry((users, ports)).or_default().push(to);
     }
@@ -128,11 +129,11 @@ fn by_service(uses: &Uses) -> Vec<Block> {
 
 /// What each uses of each, then who uses the same.
 fn by_pair(uses: &Uses) -> Vec<Block> {
-    let mut servers_of: BTreeMap<(u32, Vec<(u8, u16)>), Vec<u32>> = BTreeMap::new();
+    let mut servers_of: BTreeMap<(u32, Vec<Service>), Vec<u32>> = BTreeMap::new();
     for ((from, to), ports) in uses {
         servers_of.entry((*from, ports.iter().copied().collect())).or_default().push(*to);
     }
-    let mut users_of: BTreeMap<(Vec<u32>, Vec<(u8, u16)>), Vec<u32>> = BTreeMap::new();
+    let mut users_of: BTreeMap<(Vec<u32>, Vec<Service>), Vec<u32>> = BTreeMap::new();
     for ((from, ports), to) in servers_of {
         users_of.entry((to, ports)).or_default().push(from);
     }

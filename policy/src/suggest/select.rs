@@ -79,8 +79,7 @@ impl<'a> Selectors<'a> {
     /// One list of clauses: as few as possible, of the best tags.
     fn conjunction(&self, groups: &[u32], target: &[u32]) -> Selected {
         let mut candidates = self.candidates(groups);
-        candidates
-            .sort_by(|a, b| (a.meant.len(), a.cost, order(&a.clause)).cmp(&(b.meant.len(), b.cost, order(&b.clause))));
+        candidates.sort_by_cached_key(|candidate| (candidate.meant.len(), candidate.cost, order(&candidate.clause)));
         let exact = candidates.iter().filter(|candidate| candidate.meant.len() == target.len());
         if let Some(best) = exact.min_by_key(|candidate| (candidate.cost, order(&candidate.clause))) {
             return Selected { selector: one(vec![best.clause.clone()]), meant: target.to_vec() };

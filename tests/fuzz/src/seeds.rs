@@ -259,6 +259,17 @@ pub fn feeds() -> Vec<Vec<u8>> {
     .into()
 }
 
+/// Lines of flow records.
+pub fn records() -> Vec<Vec<u8>> {
+    [
+        r#"{"v":1,"role":"server","from":{"pu":"h1/web","namespace":"/shop","tags":{"app":["web"]}},"to":{"pu":"h2/db","namespace":"/shop","tags":{"app":["db"],"id":["0123456789abcdef"]}},"proto":"tcp","port":5432,"verdict":"allow","path":"resume","flows":12,"rtt_us":181}"#,
+        r#"{"v":1,"role":"client","from":{"namespace":"/","tags":{"a":["b","c"]}},"to":{"address":"192.0.2.7","fqdn":["api.example"]},"proto":"udp","port":53,"verdict":"deny","observed":{"by":"rule","verdict":"allow","reason":"allowed"}}"#,
+        r#"{"v":1,"role":"server","from":{"address":"2001:db8::1"},"to":{"namespace":"/","tags":{}},"proto":"47","port":0,"verdict":"allow"}"#,
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .into()
+}
+
 /// Words that mean something to one parser or another.
 pub const WORDS: &[&str] = &[
     "allow",

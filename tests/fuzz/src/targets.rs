@@ -57,6 +57,23 @@ pub fn option(bytes: &[u8]) -> bool {
     option.packet_type() != 0
 }
 
+/// A line of flow records: what is accepted is one record both ways it is read, and what is suggested from it is a policy.
+pub fn record(bytes: &[u8]) -> bool {
+    let Ok(text) = str::from_utf8(bytes) else { return false };
+    let mut observations = policy::Observations::new(None);
+    let taken = observations.add_line(text).is_ok();
+    if let Ok(record) = policy::FlowRecord::parse(text) {
+        assert!(taken, "a record that suggest refuses: {text}");
+        let printed = serde_json::to_string(&record).expect("a record is text");
+        assert_eq!(policy::FlowRecord::parse(&printed).ok().as_ref(), Some(&record), "{printed}");
+    }
+    let suggested = observations.suggest().to_string();
+    if let Err(errors) = policy::parse_file("suggested.yaml", &suggested) {
+        panic!("{errors:?}\n{suggested}");
+    }
+    taken
+}
+
 /// Credentials on the wire: none is accepted but the one that was signed, bit for bit.
 pub fn credential(bytes: &[u8]) -> bool {
     with_verifier(|verifier| {

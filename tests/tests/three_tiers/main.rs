@@ -39,8 +39,9 @@ fn cgi_script(db: &str) -> String {
 fn visit(outside: &Host, address: &str) -> Result<u64> {
     let url = format!("http://{address}/");
     let output = outside.exec(&["curl", "--silent", "--show-error", "--fail", "--max-time", "4", &url])?;
-    let said = output.ok()?.trim().trim_start_matches("(integer) ").to_owned();
-    said.parse().with_context(|| format!("the application answered {said:?}"))
+    let said = output.ok()?.trim().to_owned();
+    let count = said.strip_prefix("visits ").unwrap_or(&said);
+    count.parse().with_context(|| format!("the application answered {said:?}"))
 }
 
 /// Visits until the application answers: its parts start at their own pace.
