@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use policy::{Action, FlowRecord, ObservedBy, Role};
-use tests::{Host, Outcome, Pair, Place};
+use tests::{Host, Lab, Outcome, Pair, Place};
 
 /// Everything a host has recorded so far.
 fn written(host: &Host) -> Result<Vec<FlowRecord>> {
@@ -137,4 +137,47 @@ fn everything_is_allowed_and_recorded_and_then_enforced_again() -> Result<()> {
         assert_refused(&stranger, &to, "a stranger, enforced again")?;
     }
     Ok(())
+}
+
+#[test]
+fn names_go_from_watching_into_the_policy() -> Result<()> {
+    let lab = Lab::new("heard")?;
+    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    b.exec(&["ip", "address", "add", "192.0.2.10/32", "dev", "lo"])?.ok()?;
+    a.exec(&["ip", "route", "add", "192.0.2.0/24", "via", &b.v4().to_string()])?.ok()?;
+    let outside = b.plain_workload("servers")?;
+    let resolver = format!("{}:53", b.v4());
+    let record = "www.example.org A 300 192.0.2.10";
+    let mut answers = outside.spawn_tool(&["resolver", "--listen", &resolver, "--record", record])?;
+    answers.wait_for_line("READY", Duration::from_secs(5))?;
+    let _server = outside.serve(&["--listen", "[::]:8443"])?;
+    a.start_enforcer("")?;
+    let client = a.workload("client", &["app=client"])?;
+    let ask = || -> Result<String> {
+        let answer: serde_json::Value =
+            client.tool(&["ask", "www.example.org", "--server", &resolver, "--then", "8443"])?;
+        Ok(answer["outcome"].as_str().unwrap_or_default().to_owned())
+    };
+    observe(&a, &["on"])?;
+    assert_eq!(ask()?, "ok", "{}", a.enforcer_log());
+    recorded(&a, |record| record.port == 8443 && record.to.fqdn.contains("www.example.org"))?;
+    recorded(&a, |record| record.port == 53)?;
+    let records = a.flow_records();
+    let policy = a.enforcer(&["policy", "suggest", "--records", &records.to_string_lossy()])?;
+    let policy = policy.ok()?;
+    for line in [
+        "allow app=client -> net www.example.org tcp/8443".to_owned(),
+        format!("allow app=client -> net {}/32 udp/53", b.v4()),
+    ] {
+        ensure!(policy.contains(&line), "{line}:\n{policy}");
+    }
+    lab.write_policy("suggested.yaml", policy)?;
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while a.counters()?.get("enforcer_policy_rules") != 2 {
+        ensure!(Instant::now() < deadline, "the policy is not in force");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    observe(&a, &["off"])?;
+    assert_eq!(ask()?, "ok", "{}", a.enforcer_log());
+    assert_refused(&client, "192.0.2.10:8444", "another port")
 }

@@ -93,6 +93,9 @@ fn take(
     found: &[Found],
     now: u64,
 ) -> NameEvent {
+    for Found { address, .. } in found.iter().filter(|found| may_be_external(state, found.address)) {
+        state.names.hear(*address, name);
+    }
     if !state.compiled.means(name) {
         return NameEvent::Unmeant;
     }
@@ -188,7 +191,9 @@ impl State {
 
     /// The flag by which the kernel shows DNS messages.
     pub fn names_flag(&self) -> u32 {
-        if self.compiled.has_names() { CONFIG_LEARN_NAMES } else { 0 }
+        // What is recorded under observe mode is told by name too.
+        let wanted = self.compiled.has_names() || self.observed.namespaces().next().is_some();
+        if wanted { CONFIG_LEARN_NAMES } else { 0 }
     }
 
     /// Gives addresses the meaning their names have: pairs first, then networks.

@@ -1,7 +1,8 @@
 //! What the kernel's numbers are called: for records, views, and for the command line while no agent runs.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
@@ -28,8 +29,13 @@ struct Tables {
     rules: HashMap<u32, String>,
     tagged: HashMap<u32, Arc<Tagged>>,
     gone: Vec<u32>,
+    heard: HashMap<IpAddr, BTreeSet<String>>,
 }
 
+/// Addresses whose names are kept for records; beyond it all are dropped and heard again.
+const HEARD_MAX: usize = 65_536;
+/// Names kept of one address.
+const HEARD_EACH: usize = 8;
 /// Names of peers kept; beyond it all are dropped and learned again.
 const PEERS_MAX: usize = 100_000;
 
@@ -66,6 +72,19 @@ impl NameTable {
         self.write(|tables| {
             for identity in std::mem::replace(&mut tables.gone, identities) {
                 tables.tagged.remove(&identity);
+            }
+        });
+    }
+
+    /// Notes that a PU was told this address for a name.
+    pub fn hear(&self, address: IpAddr, name: &str) {
+        self.write(|tables| {
+            if tables.heard.len() >= HEARD_MAX && !tables.heard.contains_key(&address) {
+                tables.heard.clear();
+            }
+            let names = tables.heard.entry(address).or_default();
+            if names.len() < HEARD_EACH {
+                names.insert(name.to_owned());
             }
         });
     }
@@ -130,6 +149,10 @@ impl Names for NameTable {
 
     fn identity(&self, identity: u32) -> Option<Arc<Tagged>> {
         self.read(|tables| tables.tagged.get(&identity).cloned())
+    }
+
+    fn fqdn(&self, _pu: u32, address: IpAddr) -> BTreeSet<String> {
+        self.read(|tables| tables.heard.get(&address).cloned()).unwrap_or_default()
     }
 
     fn rule(&self, rule: u32) -> String {
