@@ -163,7 +163,7 @@ fn verdicts_and_what_would_have_been_are_told_apart() {
     let expected = [(ObservedBy::Rule, "deny_rule"), (ObservedBy::Mode, "no_identity"), (ObservedBy::Mode, "no_rule")];
     assert_eq!(of, expected);
     let stranger = lifted[1].0;
-    assert_eq!(stranger.to.identity(), Some(policy::Identity::external([192, 0, 2, 2].into())));
+    assert_eq!((stranger.to.address, &stranger.to.namespace), (Some([192, 0, 2, 2].into()), &None));
     assert!(stranger.to.fqdn.contains("api.example"));
 }
 
