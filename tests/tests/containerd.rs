@@ -23,17 +23,15 @@ struct Stage {
     cri: Cri,
     containerd: Containerd,
     a: Host,
-    b: Host,
     _lab: Lab,
 }
 
 impl Stage {
-    /// Host `a` with a containerd and an enforcer that follows it; host `b` with neither, and a route to the pods.
+    /// A host with a containerd and an enforcer that follows it.
     fn new(name: &str, config: &str) -> Result<Self> {
         let lab = Lab::new(name)?;
         lab.write_policy("pods.yaml", POLICY)?;
-        let (a, b) = (lab.host("a")?, lab.host("b")?);
-        b.exec(&["ip", "route", "add", SUBNET, "via", &a.v4().to_string()])?.ok()?;
+        let a = lab.host("a")?;
         let containerd = Containerd::start_for_pods(&a, SUBNET)?;
         let cri = Cri::connect(&a, &containerd)?;
         let kubelet = a.directory().join("kubelet");
@@ -41,7 +39,7 @@ impl Stage {
             "datapath.interfaces = [\"auto\"]\ncontainerd.enabled = true\ncontainerd.socket = {:?}\ncontainerd.kubelet = {kubelet:?}\n{config}",
             containerd.socket()
         ))?;
-        Ok(Self { cri, containerd, a, b, _lab: lab })
+        Ok(Self { cri, containerd, a, _lab: lab })
     }
 
     /// A pod with one container that serves on port 8020, and its address.

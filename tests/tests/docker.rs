@@ -94,6 +94,16 @@ fn tags(pu: &Value, key: &str) -> Vec<String> {
     values.iter().filter_map(|value| value.as_str().map(str::to_owned)).collect()
 }
 
+/// Every tag as `key=value source`.
+fn all_tags(pu: &Value) -> Vec<String> {
+    let all = pu["all_tags"].as_array().cloned().unwrap_or_default();
+    let word = |tag: &Value, field: &str| tag[field].as_str().unwrap_or_default().to_owned();
+    let sources = |tag: &Value| tag["sources"].as_array().map_or_else(String::new, |all| {
+        all.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("+")
+    });
+    all.iter().map(|tag| format!("{}={} {}", word(tag, "key"), word(tag, "value"), sources(tag))).collect()
+}
+
 #[test]
 fn labels_decide_between_containers_on_a_bridge() -> Result<()> {
     let stage = Stage::new("dkbridge")?;
@@ -107,8 +117,9 @@ fn labels_decide_between_containers_on_a_bridge() -> Result<()> {
     let pus = stage.wait_for_pus(&["server", "client", "other"])?;
     let pu = pus.iter().find(|pu| pu["name"] == "client").expect("waited for it");
     assert_eq!(tags(pu, "app"), ["client"]);
-    let denied = stage.a.records()?.into_iter().find(|record| record.pu == "other" && record.verdict == "deny");
-    ensure!(denied.is_some_and(|record| record.reason == "no_rule"), "{:?}", stage.a.records()?);
+    let refused = |record: &tests::Record| record.proto == "tcp" && record.pu == "other" && record.verdict == "deny";
+    let reasons: Vec<String> = stage.a.records()?.into_iter().filter(refused).map(|record| record.reason).collect();
+    ensure!(!reasons.is_empty() && reasons.iter().all(|reason| reason == "no_rule"), "{reasons:?}");
     Ok(())
 }
 
@@ -138,4 +149,182 @@ fn a_container_is_a_pu_before_its_first_packet() -> Result<()> {
     assert_eq!(log.matches("\"accept\"").count(), 5);
     stage.wait_for_pus(&["server"])?;
     Ok(())
+}
+
+#[test]
+fn attributes_are_tags_and_labels_cannot_pose_as_them() -> Result<()> {
+    let stage = Stage::new("dktags")?;
+    let label = ["--label", "app=web", "--label", "@container:image=bank:1", "--label", "empty="];
+    let container = stage.docker.idle("web", &[&ON_ONE[..], &label].concat())?;
+    let pus = stage.wait_for_pus(&["web"])?;
+    let image = stage.docker.inspect(IMAGE)?["Id"].as_str().unwrap_or_default().to_owned();
+    let all = all_tags(&pus[0]);
+    for tag in [
+        format!("@container:id={}", container.id),
+        format!("@container:digest={image}"),
+        format!("@container:image={IMAGE}"),
+        "@container:name=web".into(),
+        "@container:network=one".into(),
+        "@container:runtime=docker".into(),
+        "app=web".into(),
+    ] {
+        ensure!(all.contains(&format!("{tag} container")), "{tag} is not in {all:?}");
+    }
+    ensure!(!all.iter().any(|tag| tag.contains("bank:1")), "{all:?}");
+    assert_eq!(tags(&pus[0], "app"), ["web"]);
+    let log = stage.a.enforcer_log();
+    ensure!(log.contains("a label was left out") && log.contains("@container:image"), "{log}");
+
+    stage.docker.docker(&["rename", "web", "shop"])?.ok()?;
+    let renamed = stage.wait_for_pus(&["shop"])?;
+    assert_eq!(renamed[0]["id"], pus[0]["id"], "the same PU under another name");
+    let all = all_tags(&renamed[0]);
+    let names: Vec<_> = all.iter().filter(|tag| tag.starts_with("@container:name=")).collect();
+    assert_eq!(names, ["@container:name=shop container"]);
+    Ok(())
+}
+
+#[test]
+fn containers_on_the_hosts_network_are_pus_by_their_cgroup() -> Result<()> {
+    let stage = Stage::new("dkhost")?;
+    let open = stage.b.serve(&["--listen", "[::]:8020"])?;
+    let (_server, to) = stage.server()?;
+    let on_host =
+        |name: &str, app: &str| stage.docker.idle(name, &["--network", "host", "--label", &format!("app={app}")]);
+    let client = on_host("client", "client")?;
+    let other = on_host("other", "other")?;
+    for _ in 0..2 {
+        assert_allowed(&stage, &client, &to)?;
+        assert_refused(&stage, &other, &to)?;
+    }
+    // At its first instant, to where anything unmanaged gets.
+    let unmanaged = stage.b.socket_v4(8020);
+    for round in 0..3 {
+        let line = ["run", "--rm", "--network", "host", "--label", "app=other", IMAGE, "lab-tool", "connect"];
+        let said: Value = stage.docker.docker(&[&line[..], &[&unmanaged, "--timeout", "300"]].concat())?.json()?;
+        ensure!(said["attempts"][0]["outcome"] != "ok", "round {round}: {said}\n{}", stage.why());
+    }
+    assert_eq!(open.accepted()?, 0);
+    let shares = stage.docker.idle("shares", &["--network", "container:client", "--label", "app=other"])?;
+    stage.wait_for_pus(&["server", "client", "other", "shares"])?;
+    assert_refused(&stage, &shares, &to)?;
+    Ok(())
+}
+
+#[test]
+fn restarts_and_short_lives() -> Result<()> {
+    let stage = Stage::new("dkrestart")?;
+    let (_server, to) = stage.server()?;
+    let client = stage.labelled("client", "client")?;
+    assert_allowed(&stage, &client, &to)?;
+    for _ in 0..2 {
+        stage.docker.docker(&["restart", "--time", "0", "client"])?.ok()?;
+        assert_allowed(&stage, &client, &to)?;
+    }
+    stage.wait_for_pus(&["server", "client"])?;
+    for round in 0..3 {
+        let name = format!("short{round}");
+        stage.docker.docker(&["run", "--name", &name, "--network", "one", IMAGE, "true"])?.ok()?;
+        stage.docker.docker(&["run", "--rm", "--network", "host", IMAGE, "true"])?.ok()?;
+    }
+    // One whose program is not there never starts.
+    ensure!(stage.docker.docker(&["run", "--network", "one", IMAGE, "/nothing"])?.code() != 0);
+    stage.wait_for_pus(&["server", "client"])?;
+    stage.docker.docker(&["stop", "--time", "0", "client"])?.ok()?;
+    stage.wait_for_pus(&["server"])?;
+    stage.docker.docker(&["start", "client"])?.ok()?;
+    assert_allowed(&stage, &client, &to)?;
+    Ok(())
+}
+
+#[test]
+fn further_networks_and_namespaces_that_are_shared() -> Result<()> {
+    let stage = Stage::new("dknets")?;
+    stage.docker.network("two", "10.97.0.0/24", &[])?;
+    let (server, to) = stage.server()?;
+    let client = stage.labelled("client", "client")?;
+    assert_allowed(&stage, &client, &to)?;
+    for container in [&server, &client] {
+        stage.docker.docker(&["network", "connect", "two", &container.name])?.ok()?;
+    }
+    let second = format!("{}:8020", server.address(&stage.docker, "two")?);
+    assert_allowed(&stage, &client, &second)?;
+    let other = stage.docker.idle("other", &["--network", "two", "--label", "app=other"])?;
+    assert_refused(&stage, &other, &second)?;
+    // Who joins a container's namespace is what that container is, whatever its own labels say.
+    let joined = stage.docker.idle("joined", &["--network", "container:other", "--label", "app=client"])?;
+    assert_refused(&stage, &joined, &second)?;
+    stage.docker.docker(&["network", "disconnect", "two", "client"])?.ok()?;
+    assert_allowed(&stage, &client, &to)?;
+    let pus = stage.pus()?;
+    assert_eq!(pus.iter().filter(|pu| tags(pu, "app") == ["client"]).count(), 1, "{pus:?}");
+    Ok(())
+}
+
+#[test]
+fn what_has_no_room_for_its_labels_is_denied() -> Result<()> {
+    let stage = Stage::new("dklarge")?;
+    let open = stage.b.serve(&["--listen", "[::]:8020"])?;
+    let large = format!("text={}", "x".repeat(1000));
+    for network in ["one", "host"] {
+        let labels = ["--label", "app=client", "--label", &large, "--label", &large.replace("text", "more")];
+        let container = stage.docker.idle(network, &[&["--network", network][..], &labels].concat())?;
+        let attempt = container.connect(&stage.b.socket_v4(8020), &["--timeout", "500"])?;
+        ensure!(attempt.outcome != Outcome::Ok, "{network}: {attempt:?}\n{}", stage.why());
+    }
+    assert_eq!(open.accepted()?, 0);
+    let log = stage.a.enforcer_log();
+    ensure!(log.matches("cannot be a PU; it is allowed nothing").count() == 2, "{log}");
+    Ok(())
+}
+
+#[test]
+fn pus_outlive_dockerd_and_the_enforcer() -> Result<()> {
+    let mut stage = Stage::new("dklast")?;
+    let (_server, to) = stage.server()?;
+    let client = stage.labelled("client", "client")?;
+    let (leaves, stops) = (stage.labelled("leaves", "client")?, stage.labelled("stops", "client")?);
+    let before = stage.wait_for_pus(&["server", "client", "leaves", "stops"])?;
+    assert_allowed(&stage, &client, &to)?;
+
+    let pid = leaves.pid(&stage.docker)?;
+    stage.docker.stop_daemon()?;
+    let attempts = stage.a.exec(&[
+        "nsenter",
+        &format!("--net=/proc/{pid}/ns/net"),
+        &tests::lab_tool()?.to_string_lossy(),
+        "connect",
+        &to,
+        "--payload",
+        "ping",
+    ])?;
+    ensure!(attempts.ok()?.contains("\"ok\""), "without dockerd: {attempts:?}\n{}", stage.why());
+    assert_eq!(ids(&before), ids(&stage.wait_for_pus(&["server", "client", "leaves", "stops"])?));
+    stage.a.exec(&["kill", "-9", &pid.to_string()])?.ok()?;
+    stage.docker.start_daemon()?;
+    let after = stage.wait_for_pus(&["server", "client", "stops"])?;
+    let kept: Vec<String> = ids(&before).into_iter().filter(|id| !id.contains("leaves")).collect();
+    assert_eq!(ids(&after), kept, "the same PUs");
+    // The new daemon is followed too.
+    let new = stage.labelled("new", "client")?;
+    assert_allowed(&stage, &new, &to)?;
+
+    stage.a.stop_enforcer();
+    stage.docker.docker(&["stop", "--time", "0", "stops"])?.ok()?;
+    let newer = stage.labelled("newer", "client")?;
+    stage.a.restart_enforcer()?;
+    let after = stage.wait_for_pus(&["server", "client", "new", "newer"])?;
+    for pu in ids(&before).iter().filter(|pu| pu.contains("server") || pu.contains("client")) {
+        assert!(ids(&after).contains(pu), "{pu} is another PU now: {after:?}");
+    }
+    for container in [&client, &new, &newer] {
+        assert_allowed(&stage, container, &to)?;
+    }
+    Ok(())
+}
+
+fn ids(pus: &[Value]) -> Vec<String> {
+    let mut ids: Vec<String> = pus.iter().map(|pu| format!("{} {}", pu["id"], pu["name"])).collect();
+    ids.sort();
+    ids
 }
