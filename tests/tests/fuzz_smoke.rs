@@ -137,6 +137,16 @@ fn feeds() {
     drive("feed", seeds::feeds(), targets::feed, 1, false);
 }
 
+#[test]
+fn docker() {
+    drive("docker", seeds::docker(), targets::docker, 1, false);
+}
+
+#[test]
+fn cri() {
+    drive("cri", seeds::cri(), targets::cri, 1, false);
+}
+
 /// Nesting that would exhaust a recursive parser's stack; no mutation comes that far.
 #[test]
 fn depth_is_bounded() {

@@ -270,6 +270,71 @@ pub fn records() -> Vec<Vec<u8>> {
     .into()
 }
 
+/// Answers and events of a Docker engine.
+pub fn docker() -> Vec<Vec<u8>> {
+    let id = "595e1e531f5918a94cb8feb157f67916e9520b1435013ecb2f2ba32b8834a21a";
+    let container = format!(
+        r#"[{{"Id":"{id}","Names":["/web"],"Image":"shop/web:3","ImageID":"sha256:{id}","Labels":{{"app":"web","@k8s:pod":"x"}},"State":"running","HostConfig":{{"NetworkMode":"shop"}},"NetworkSettings":{{"Networks":{{"shop":{{}}}}}}}}]"#
+    );
+    let event = |kind: &str, action: &str, actor: &str, container: &str| {
+        format!(
+            r#"{{"Type":"{kind}","Action":"{action}","Actor":{{"ID":"{actor}","Attributes":{{"container":"{container}","image":"bb:1","name":"c1"}}}},"time":1}}"#
+        )
+    };
+    let events = [
+        event("container", "create", id, ""),
+        event("network", "connect", "6cf8", id),
+        event("container", "start", id, ""),
+        event("container", "die", id, ""),
+        event("network", "create", "6cf8", ""),
+    ];
+    let networks = format!(
+        r#"[{{"Id":"{id}","Driver":"bridge","Options":{{"com.docker.network.bridge.name":"docker0"}}}},{{"Id":"{id}","Driver":"bridge","Options":null}}]"#
+    );
+    let single = format!(r#"{{"Id":"{id}","State":{{"Running":true,"Pid":77}},"RepoDigests":["a/b@sha256:{id}"]}}"#);
+    [container, events.join("\n") + "\n", networks, single].map(String::into_bytes).into()
+}
+
+/// Answers of a container runtime.
+pub fn cri() -> Vec<Vec<u8>> {
+    use enforcer_user::workload::cri::proto;
+    use prost::Message;
+    let id = "595e1e531f5918a94cb8feb157f67916e9520b1435013ecb2f2ba32b8834a21a".to_owned();
+    let labels = [("app", "web"), ("@k8s:namespace", "kube-system"), ("io.kubernetes.pod.name", "web-7")];
+    let metadata = proto::PodSandboxMetadata {
+        name: "web-7".into(),
+        uid: "12345678-1234-4234-8234-123456789abc".into(),
+        namespace: "shop".into(),
+        attempt: 1,
+    };
+    let pod = proto::PodSandbox {
+        id: id.clone(),
+        metadata: Some(metadata),
+        state: proto::SANDBOX_READY,
+        labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+    };
+    let container = proto::Container {
+        id: id.clone(),
+        pod_sandbox_id: id.clone(),
+        metadata: Some(proto::ContainerMetadata { name: "web".into(), attempt: 0 }),
+        image: Some(proto::ImageSpec { image: "shop/web:3".into() }),
+        image_ref: format!("shop/web@sha256:{id}"),
+        state: proto::CONTAINER_RUNNING,
+    };
+    let options = proto::NamespaceOption { network: proto::NAMESPACE_NODE, pid: 1, ipc: 0 };
+    let linux = proto::LinuxPodSandboxStatus { namespaces: Some(proto::Namespaces { options: Some(options) }) };
+    let status = proto::PodSandboxStatusResponse {
+        status: Some(proto::PodSandboxStatus { id, linux: Some(linux) }),
+        info: [("info".to_owned(), r#"{"pid":77}"#.to_owned())].into(),
+    };
+    vec![
+        proto::ListPodSandboxResponse { items: vec![pod] }.encode_to_vec(),
+        proto::ListContainersResponse { containers: vec![container] }.encode_to_vec(),
+        status.encode_to_vec(),
+        b"e30.eyJzdWIiOiJzeXN0ZW06c2VydmljZWFjY291bnQ6c2hvcDpzZWxsZXIifQ.c2ln".to_vec(),
+    ]
+}
+
 /// Words that mean something to one parser or another.
 pub const WORDS: &[&str] = &[
     "allow",

@@ -16,7 +16,11 @@ use enforcer_user::facts::{
 };
 use enforcer_user::handshake::{Frame, build};
 use enforcer_user::identity::{Anchors, TrustProfile, Verifier};
+use enforcer_user::workload::container_common::{Unit, is_container_id};
+use enforcer_user::workload::cri::proto::{ListContainersResponse, ListPodSandboxResponse, PodSandboxStatusResponse};
+use enforcer_user::workload::{cri, docker};
 use policy::{Capabilities, Compiled};
+use prost::Message;
 
 use super::seeds::{self, NOW};
 
@@ -254,6 +258,54 @@ pub fn feed(bytes: &[u8]) -> bool {
     twice.merge(&feed);
     assert_eq!(twice, feed);
     true
+}
+
+/// What the Docker Engine API answers: as a stream of events, and as each kind of answer. Whatever is read names its container
+/// by an id, and no label becomes a tag of the enforcer's own.
+pub fn docker(bytes: &[u8]) -> bool {
+    let mut lines = docker::Lines::default();
+    let events: Vec<Vec<u8>> = if lines.push(bytes).is_ok() { lines.collect() } else { Vec::new() };
+    let mut accepted = false;
+    for event in events.iter().filter_map(|line| docker::Event::parse(line).ok()) {
+        if let docker::Event::Changed(id) | docker::Event::Started(id) | docker::Event::Ended(id) = event {
+            assert!(is_container_id(&id), "{id:?}");
+        }
+        accepted = true;
+    }
+    let _ = serde_json::from_slice::<docker::Inspected>(bytes).is_ok_and(|inspected| inspected.pid().is_some());
+    let _ = serde_json::from_slice::<Vec<docker::NetworkListed>>(bytes)
+        .map(|networks| networks.iter().filter_map(docker::NetworkListed::bridge).count());
+    let image = serde_json::from_slice::<docker::Image>(bytes).ok();
+    for container in serde_json::from_slice::<Vec<docker::Listed>>(bytes).unwrap_or_default() {
+        accepted = true;
+        check_unit(&container.unit(image.as_ref(), Some("/a")), "@container:");
+    }
+    accepted
+}
+
+/// What a runtime answers over CRI: pods, containers and a status, each read from the same bytes.
+pub fn cri(bytes: &[u8]) -> bool {
+    let pods = ListPodSandboxResponse::decode(bytes).unwrap_or_default();
+    let containers = ListContainersResponse::decode(bytes).unwrap_or_default().containers;
+    let status = cri::status(&PodSandboxStatusResponse::decode(bytes).unwrap_or_default());
+    for pod in pods.items.iter() {
+        let inside: Vec<_> = cri::containers_of(pod, &containers).collect();
+        let unit = cri::unit(pod, &inside, &status, "containerd", None, Some("/cluster/{namespace}"));
+        let segments = unit.namespace.as_deref().unwrap_or_default().split('/').count();
+        assert_eq!(segments, 3, "{unit:?}");
+        check_unit(&unit, "@");
+    }
+    let _ = str::from_utf8(bytes).is_ok_and(|token| cri::account_of(token, "shop").is_some());
+    !pods.items.is_empty()
+}
+
+fn check_unit(unit: &Unit, own: &str) {
+    for (source, tags) in &unit.tags {
+        for key in tags.keys() {
+            assert!(!key.is_empty() && (!key.starts_with('@') || key.starts_with(own)), "{key:?}");
+            assert!(source.may_set(key), "{source} may not set {key:?}");
+        }
+    }
 }
 
 /// Line and column, from 1, of a place in `text` or right behind it.
