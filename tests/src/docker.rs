@@ -104,6 +104,10 @@ impl Docker {
         self.directory.join("docker.sock")
     }
 
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// What dockerd logged since it was last started.
     pub fn log(&self) -> String {
         self.daemon.as_ref().map(Proc::stderr).unwrap_or_default()
@@ -237,7 +241,9 @@ pub(crate) fn lay_out(root: &Path, programs: &[&str], extra: &[(&str, &str)]) ->
             copy(&library, &root.join(library.strip_prefix("/")?))?;
         }
         if name == "busybox" {
-            for applet in ["sh", "sleep", "cat", "ls", "echo", "httpd", "wget", "nc", "ip", "true", "mkdir", "kill"] {
+            for applet in
+                ["sh", "sleep", "cat", "ls", "echo", "httpd", "wget", "nc", "ip", "true", "mkdir", "kill", "head"]
+            {
                 std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))?;
             }
         }

@@ -17,7 +17,7 @@ struct Stage {
     docker: Docker,
     a: Host,
     b: Host,
-    _lab: Lab,
+    lab: Lab,
 }
 
 impl Stage {
@@ -29,7 +29,7 @@ impl Stage {
         let docker = Docker::start(&a)?;
         docker.network("one", "10.99.0.0/24", &[&b])?;
         a.start_enforcer(&format!("datapath.interfaces = [\"auto\"]\n{}", docker.enforcer_config()))?;
-        Ok(Self { docker, a, b, _lab: lab })
+        Ok(Self { docker, a, b, lab })
     }
 
     fn labelled(&self, name: &str, app: &str) -> Result<Container> {
@@ -98,9 +98,11 @@ fn tags(pu: &Value, key: &str) -> Vec<String> {
 fn all_tags(pu: &Value) -> Vec<String> {
     let all = pu["all_tags"].as_array().cloned().unwrap_or_default();
     let word = |tag: &Value, field: &str| tag[field].as_str().unwrap_or_default().to_owned();
-    let sources = |tag: &Value| tag["sources"].as_array().map_or_else(String::new, |all| {
-        all.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("+")
-    });
+    let sources = |tag: &Value| {
+        tag["sources"]
+            .as_array()
+            .map_or_else(String::new, |all| all.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("+"))
+    };
     all.iter().map(|tag| format!("{}={} {}", word(tag, "key"), word(tag, "value"), sources(tag))).collect()
 }
 
@@ -275,6 +277,29 @@ fn what_has_no_room_for_its_labels_is_denied() -> Result<()> {
     assert_eq!(open.accepted()?, 0);
     let log = stage.a.enforcer_log();
     ensure!(log.matches("cannot be a PU; it is allowed nothing").count() == 2, "{log}");
+    Ok(())
+}
+
+#[test]
+fn three_tiers_serve_and_an_intruder_gets_nothing() -> Result<()> {
+    let stage = Stage::new("dktiers")?;
+    let rules = ["user -> app=web tcp/80", "web -> app=api tcp/8080", "api -> app=db tcp/6379"];
+    let rules: Vec<String> = rules.iter().map(|rule| format!("  - allow app={rule}\n")).collect();
+    stage.lab.write_policy("shop.yaml", &format!("name: shop\nrules:\n{}", rules.concat()))?;
+    let tiers = stage.docker.three_tiers("one")?;
+    let labelled = |name: &str| stage.docker.idle(name, &[&ON_ONE[..], &["--label", &format!("app={name}")]].concat());
+    let (user, intruder) = (labelled("user")?, labelled("intruder")?);
+    for visits in 1..=3 {
+        let visited = tiers.visit(&user)?;
+        ensure!(visited == Ok(visits), "visit {visits}: {visited:?}\n{}", stage.why());
+    }
+    ensure!(tiers.visit(&intruder)?.is_err());
+    for (address, port) in tiers.addresses.iter().zip([80, 8080, 6379]) {
+        assert_refused(&stage, &intruder, &format!("{address}:{port}"))?;
+    }
+    for (address, port) in tiers.addresses.iter().zip([80, 8080, 6379]).skip(1) {
+        assert_refused(&stage, &user, &format!("{address}:{port}"))?;
+    }
     Ok(())
 }
 
