@@ -308,7 +308,8 @@ fn pus_outlive_dockerd_and_the_enforcer() -> Result<()> {
     let mut stage = Stage::new("dklast")?;
     let (_server, to) = stage.server()?;
     let client = stage.labelled("client", "client")?;
-    let (leaves, stops) = (stage.labelled("leaves", "client")?, stage.labelled("stops", "client")?);
+    let leaves = stage.labelled("leaves", "client")?;
+    stage.labelled("stops", "client")?;
     let before = stage.wait_for_pus(&["server", "client", "leaves", "stops"])?;
     assert_allowed(&stage, &client, &to)?;
 
