@@ -20,7 +20,7 @@ use enforcer_user::workload::container_common::{Unit, is_container_id};
 use enforcer_user::workload::cri::proto::{ListContainersResponse, ListPodSandboxResponse, PodSandboxStatusResponse};
 use enforcer_user::workload::{cri, docker};
 use policy::{Capabilities, Compiled};
-use prost::Message;
+use prost::Message as _;
 
 use super::seeds::{self, NOW};
 
