@@ -22,7 +22,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("tc_established_ns", Target::AtMost(200.0)),
     ("compile_full_ms", Target::AtMost(3000.0)),
     ("compile_delta_ms", Target::AtMost(20.0)),
-    ("explain_ms", Target::AtMost(100.0)),
+    ("explain_ms", Target::AtMost(500.0)),
     ("agent_rss_mib", Target::AtMost(80.0)),
 ];
 
