@@ -1,6 +1,7 @@
 //! A three-tier application of real programs (nginx, a CGI service, Redis), watched, suggested for, applied and enforced: it
 //! still works, and an intruder gets nothing. Once of processes on two hosts, once of containers.
 
+mod containers;
 mod processes;
 
 use std::path::PathBuf;
