@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::Once;
@@ -16,7 +18,10 @@ use crate::{step, toolchain, workspace};
 pub struct Options {
     /// Only report what is missing; fail if anything is
     #[arg(long)]
-    check: bool,
+    pub check: bool,
+    /// Also what only the tests run: container engines and servers
+    #[arg(long)]
+    pub tests: bool,
 }
 
 /// A program that tests, demo or measurements call, and the Debian package that brings it.
@@ -39,13 +44,17 @@ const TOOLS: &[Tool] = &[
     Tool { command: "hping3", package: "hping3", why: "forged segments" },
     Tool { command: "ethtool", package: "ethtool", why: "complete checksums in the laboratory" },
     Tool { command: "curl", package: "curl", why: "metrics by hand" },
-    Tool { command: "dockerd", package: "docker.io", why: "containers in tests" },
-    Tool { command: "containerd", package: "containerd", why: "pods in tests" },
-    Tool { command: "runc", package: "runc", why: "containers and pods in tests" },
-    Tool { command: "nginx", package: "nginx-light", why: "a real application in tests" },
-    Tool { command: "redis-server", package: "redis-server", why: "a real application in tests" },
     Tool { command: "cc", package: "gcc", why: "the C parts of ring" },
     Tool { command: "c++", package: "g++", why: "the C++ library that bpf-linker is linked with" },
+];
+
+/// Programs that only the tests call.
+const TEST_TOOLS: &[Tool] = &[
+    Tool { command: "dockerd", package: "docker.io", why: "containers" },
+    Tool { command: "containerd", package: "containerd", why: "pods" },
+    Tool { command: "runc", package: "runc", why: "containers and pods" },
+    Tool { command: "nginx", package: "nginx-light", why: "a real application" },
+    Tool { command: "redis-server", package: "redis-server", why: "a real application" },
 ];
 
 /// Applets that the demo's workloads are made of; Debian's plain `busybox` lacks some.
@@ -57,7 +66,7 @@ const DEBIAN_PAIR: [&str; 3] = ["rustc-web", "rust-web-src", "cargo-web"];
 /// # Errors
 /// Something is missing and cannot be installed; the error says what to run.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let tools = runtime_tools(options.check);
+    let tools = runtime_tools(options);
     let toolchain = match &tools {
         // Only a report goes on: what would be installed next may need what could not be installed now.
         Err(_) if !options.check => Ok(()),
@@ -72,9 +81,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn runtime_tools(check: bool) -> Result<()> {
+fn runtime_tools(options: &Options) -> Result<()> {
     let mut missing: BTreeSet<&str> = BTreeSet::new();
-    for tool in TOOLS.iter().filter(|tool| workspace::executable(tool.command).is_none()) {
+    let wanted: Vec<&Tool> = TOOLS.iter().chain(TEST_TOOLS.iter().filter(|_| options.tests)).collect();
+    for tool in wanted.iter().filter(|tool| workspace::executable(tool.command).is_none()) {
         step::say(format!("missing: {} ({})", tool.command, tool.why));
         missing.insert(tool.package);
     }
@@ -86,15 +96,15 @@ fn runtime_tools(check: bool) -> Result<()> {
         step::say("missing: scapy for /usr/bin/python3 (packets no honest stack would send)");
         missing.insert("python3-scapy");
     }
-    if !Path::new("/usr/lib/cni/bridge").exists() {
+    if options.tests && !Path::new("/usr/lib/cni/bridge").exists() {
         step::say("missing: CNI plugins (the network of pods in tests)");
         missing.insert("containernetworking-plugins");
     }
     if missing.is_empty() {
-        step::say(format!("runtime tools: all {} there", TOOLS.len() + 3));
+        step::say(format!("runtime tools: all {} there", wanted.len() + 2 + usize::from(options.tests)));
         return Ok(());
     }
-    install(check, "install runtime tools", &missing.into_iter().map(str::to_owned).collect::<Vec<_>>())
+    install(options.check, "install runtime tools", &missing.into_iter().map(str::to_owned).collect::<Vec<_>>())
 }
 
 fn ebpf_toolchain(check: bool) -> Result<()> {
@@ -209,6 +219,7 @@ fn install(check: bool, label: &str, packages: &[String]) -> Result<()> {
         );
     }
     refresh_lists();
+    let _quiet = NoServices::begin();
     step::run(&format!("{label}: {list}"), apt().args(["install", "-y", "--no-install-recommends"]).args(packages))
 }
 
@@ -223,6 +234,32 @@ fn refresh_lists() {
             step::say(format!("apt-get update failed, going on with the lists there are: {first}"));
         }
     });
+}
+
+/// What Debian asks before it starts a service that a package brings (invoke-rc.d(8)).
+const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// While it lives, installed packages start no service: tests start their own, and nobody asked for a web server on port 80.
+struct NoServices;
+
+impl NoServices {
+    /// `None` if the machine has a policy of its own, which then holds, or none can be made.
+    fn begin() -> Option<Self> {
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(SERVICE_POLICY).ok()?;
+        let guard = Self;
+        file.write_all(b"#!/bin/sh\nexit 101\n").ok()?;
+        Some(guard)
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(SERVICE_POLICY) {
+            step::say(format!(
+                "{SERVICE_POLICY} stays and keeps new packages' services from starting; remove it: {error}"
+            ));
+        }
+    }
 }
 
 fn apt() -> Command {

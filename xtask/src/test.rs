@@ -61,7 +61,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             "not root: the end-to-end tests make network namespaces and load eBPF. Run as root, or `cargo test -p policy` and the like for what needs none"
         );
     }
-    setup::run(&setup::Options::default())?;
+    setup::run(&setup::Options { tests: true, ..setup::Options::default() })?;
     let enforcer = build::for_running()?;
     let mut totals = Totals::default();
     if !options.no_lint {
