@@ -157,18 +157,19 @@ fn sending_cgroup(ctx: &TcContext) -> u32 {
     if let Some(pu) = unsafe { PU_CGROUPS.get(own) } {
         return *pu;
     }
+    let mut nearest = UNMANAGED;
     for level in 1..MAX_CGROUP_DEPTH {
         // SAFETY: as above.
         let ancestor = unsafe { bpf_skb_ancestor_cgroup_id(skb, level as i32) };
         if ancestor == 0 || ancestor == own {
-            return UNMANAGED;
+            return nearest;
         }
         // SAFETY: as above.
         if let Some(pu) = unsafe { PU_CGROUPS.get(ancestor) } {
-            return *pu;
+            nearest = *pu;
         }
     }
-    PU_TOO_DEEP
+    if nearest == UNMANAGED { PU_TOO_DEEP } else { nearest }
 }
 
 /// Aligned so that it is cleared by words.

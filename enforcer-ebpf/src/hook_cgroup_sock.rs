@@ -112,15 +112,16 @@ pub fn cgroup_pu() -> u32 {
         if let Some(pu) = PU_CGROUPS.get(own) {
             return *pu;
         }
+        let mut nearest = UNMANAGED;
         for level in 1..MAX_CGROUP_DEPTH {
             let ancestor = bpf_get_current_ancestor_cgroup_id(level as i32);
             if ancestor == 0 || ancestor == own {
-                return UNMANAGED;
+                return nearest;
             }
             if let Some(pu) = PU_CGROUPS.get(ancestor) {
-                return *pu;
+                nearest = *pu;
             }
         }
+        if nearest == UNMANAGED { PU_TOO_DEEP } else { nearest }
     }
-    PU_TOO_DEEP
 }

@@ -62,3 +62,23 @@ fn nothing_of_a_pu_leaves_where_identity_cannot_be_carried() -> Result<()> {
     assert!(counted.verdicts_out("no_link_header") >= 2, "{:?}", counted.refusals());
     Ok(())
 }
+
+#[test]
+fn of_pus_within_pus_the_nearest_counts() -> Result<()> {
+    let pair = Pair::new("nested")?;
+    let _server = pair.server.serve(&["--listen", "[::]:8020"])?;
+    let inner = pair.client.cgroup().join("inner");
+    let (deep, beside) = (inner.join("deep"), pair.client.cgroup().join("beside"));
+    for cgroup in [&deep, &beside] {
+        std::fs::create_dir_all(cgroup)?;
+    }
+    let path = inner.to_string_lossy().into_owned();
+    pair.a.enforcer(&["pu", "add", "--cgroup", &path, "--name", "inner", "--tag", "app=other"])?.ok()?;
+    for to in [pair.b.socket_v4(8020), pair.b.socket_v6(8020)] {
+        let outcome = |cgroup| Ok::<_, anyhow::Error>(pair.a.in_cgroup(cgroup).connect(&to, &[])?.outcome);
+        assert_eq!(outcome(&beside)?, Outcome::Ok);
+        assert_eq!(outcome(&inner)?, Outcome::Refused);
+        assert_eq!(outcome(&deep)?, Outcome::Refused);
+    }
+    Ok(())
+}
