@@ -218,13 +218,13 @@ pub(super) fn write_records(shared: &Shared, now: bool) {
     if !recorder.is_due() && !now {
         return;
     }
-    match shared.maps.flows.entries() {
-        Ok(flows) => recorder.flush(flows.into_iter()),
-        Err(error) => {
-            tracing::error!(%error, "live flows could not be recorded; what has ended is");
-            recorder.flush(std::iter::empty());
+    recorder.flush(|each| {
+        let walked = shared.maps.flows.for_each(each);
+        if let Err(error) = &walked {
+            tracing::error!(%error, "not all live flows could be recorded; what has ended is");
         }
-    }
+        walked.is_ok()
+    });
 }
 
 /// Forgets identities that nothing refers to, and what was judged about them.

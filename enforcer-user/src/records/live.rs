@@ -7,13 +7,21 @@ use common::{
     flow::{Flow, FlowKey},
 };
 
+/// What looks at one flow.
+pub type Each<'a> = &'a mut dyn FnMut(&FlowKey, &Flow);
+
 /// What was recorded of flows that were alive at the end of an interval.
 #[derive(Debug, Default)]
-pub struct Live(HashMap<FlowKey, Told>);
+pub struct Live {
+    told: HashMap<FlowKey, Told>,
+    walk: u32,
+}
 
 /// Totals as recorded.
 #[derive(Clone, Copy, Debug)]
 struct Told {
+    /// The last walk that found the flow alive.
+    walk: u32,
     created_ns: u64,
     bytes_out: u64,
     packets_out: u64,
@@ -24,39 +32,42 @@ struct Told {
 impl Live {
     /// An event without what was recorded of its flow before; and whether the flow is new to the records.
     pub fn rest_of(&mut self, event: &Event) -> (Event, bool) {
-        if event.kind == EVENT_DENY || self.0.is_empty() {
+        if event.kind == EVENT_DENY || self.told.is_empty() {
             return (*event, true);
         }
-        match self.0.remove(&event.key).filter(|told| told.created_ns == event.created_ns) {
+        match self.told.remove(&event.key).filter(|told| told.created_ns == event.created_ns) {
             Some(told) => (told.subtract(event), false),
             None => (*event, true),
         }
     }
 
-    /// For every live flow, as an event, what it moved since the last walk; and whether it is new to the records.
-    /// Silent ones are told of once.
-    pub fn walk(&mut self, flows: impl Iterator<Item = (FlowKey, Flow)>, now_ns: u64) -> Vec<(Event, bool)> {
-        let mut next = HashMap::new();
-        let mut moved = Vec::new();
-        for (key, flow) in flows {
-            let event = snapshot(&key, &flow, now_ns);
-            let told = self.0.get(&key).filter(|told| told.created_ns == flow.created_ns);
+    /// Tells for every live flow, as an event, what it moved since the last walk, and whether it is new to the records.
+    /// Silent ones are told of once. In place: a second copy of so many flows would be most of the agent's memory.
+    ///
+    /// `flows` shows each flow, and answers whether these were all.
+    pub fn walk(&mut self, flows: impl FnOnce(Each<'_>) -> bool, now_ns: u64, mut tell: impl FnMut(&Event, bool)) {
+        let walk = self.walk.wrapping_add(1);
+        self.walk = walk;
+        let all = flows(&mut |key, flow| {
+            let event = snapshot(key, flow, now_ns);
+            let told = self.told.insert(*key, Told::of(&event, walk));
+            let told = told.filter(|told| told.created_ns == flow.created_ns);
             let delta = told.map_or(event, |told| told.subtract(&event));
             if told.is_none() || delta.packets_in + delta.packets_out > 0 {
-                moved.push((delta, told.is_none()));
+                tell(&delta, told.is_none());
             }
-            next.insert(key, Told::of(&event));
-        }
+        });
         // What is neither alive nor was told of as ended, ended unseen.
-        self.0 = next;
-        moved
+        if all {
+            self.told.retain(|_, told| told.walk == walk);
+        }
     }
 }
 
 impl Told {
-    fn of(event: &Event) -> Self {
+    fn of(event: &Event, walk: u32) -> Self {
         let Event { created_ns, bytes_out, packets_out, bytes_in, packets_in, .. } = *event;
-        Self { created_ns, bytes_out, packets_out, bytes_in, packets_in }
+        Self { walk, created_ns, bytes_out, packets_out, bytes_in, packets_in }
     }
 
     fn subtract(&self, event: &Event) -> Event {

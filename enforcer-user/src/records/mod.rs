@@ -32,7 +32,7 @@ use crate::{
 pub use read::{ReadError, lines};
 
 use group::{Group, Key};
-use live::Live;
+use live::{Each, Live};
 use sink::Sink;
 
 /// Takes events in and writes records.
@@ -149,13 +149,21 @@ impl Recorder {
     }
 
     /// Adds what live flows have moved since they were last seen, and writes the interval's records.
-    pub fn flush(&self, flows: impl Iterator<Item = (FlowKey, Flow)>) {
+    ///
+    /// `flows` shows each flow, and answers whether these were all.
+    pub fn flush(&self, flows: impl FnOnce(Each<'_>) -> bool) {
         let mut guard = self.state();
         let state = &mut *guard;
-        let moved = state.live.walk(flows.filter(|(_, flow)| flow.state == ESTABLISHED), crate::sys::monotonic_ns());
-        for (event, fresh) in &moved {
-            self.add(state, event, *fresh);
-        }
+        let mut live = std::mem::take(&mut state.live);
+        let established = |each: Each<'_>| {
+            flows(&mut |key, flow| {
+                if flow.state == ESTABLISHED {
+                    each(key, flow);
+                }
+            })
+        };
+        live.walk(established, crate::sys::monotonic_ns(), |event, fresh| self.add(state, event, fresh));
+        state.live = live;
         state.denied = 0;
         let clock = Clock::now();
         let mut records: Vec<_> = state.groups.drain().map(|(_, group)| group.into_record(&clock)).collect();
