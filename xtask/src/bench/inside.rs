@@ -56,7 +56,8 @@ pub fn memory(plan: &Plan, sizes: &Sizes, tools: &Tools, rows: &mut Rows) -> Res
     let lab = Lab::new("bench")?;
     let host = lab.host("a")?;
     lab.write_policy("bench.yaml", &policy(1_000))?;
-    host.start_enforcer("")?;
+    // As it is by default: the laboratory has flow records written, for which live flows are remembered.
+    host.start_enforcer("records.file = \"\"")?;
     let pid = host.enforcer_pid().context("the enforcer has no process")?;
     rows.add("agent_rss_idle_mib", "MiB", &[resident(pid)?]);
     for number in 0..pus {
