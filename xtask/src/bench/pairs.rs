@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use tests::Load;
 
 use super::arms::Arm;
@@ -37,12 +37,13 @@ const MOST_FAILED: u64 = 1000;
 /// Runs `measure` on every arm in turn, as many undisturbed rounds as planned; every second round in reverse order.
 ///
 /// The answer has one entry a round, in it one value an arm. On a machine that is never quiet the rounds get fewer, which the
-/// rows then say.
+/// rows then say; the least disturbed one has to do where all were.
 ///
 /// # Errors
-/// Those of `measure`; or no round was undisturbed.
+/// Those of `measure`.
 pub fn interleave<T>(rounds: usize, arms: &[&Arm], mut measure: impl FnMut(&Arm) -> Result<T>) -> Result<Vec<Vec<T>>> {
     let mut accepted: Vec<Vec<T>> = Vec::new();
+    let mut least: Option<(f64, Vec<T>)> = None;
     for attempt in 0..rounds * 3 {
         let before = Times::read()?;
         let mut values: Vec<Option<T>> = arms.iter().map(|_| None).collect();
@@ -53,6 +54,9 @@ pub fn interleave<T>(rounds: usize, arms: &[&Arm], mut measure: impl FnMut(&Arm)
         let stolen = Times::read()?.stolen_since(&before);
         if stolen > MOST_STOLEN {
             step::say(format!("a round is taken again: {:.0} % of the time was stolen", stolen * 100.0));
+            if least.as_ref().is_none_or(|(least, _)| stolen < *least) {
+                least = Some((stolen, values.into_iter().flatten().collect()));
+            }
             continue;
         }
         accepted.push(values.into_iter().flatten().collect());
@@ -60,7 +64,15 @@ pub fn interleave<T>(rounds: usize, arms: &[&Arm], mut measure: impl FnMut(&Arm)
             break;
         }
     }
-    ensure!(!accepted.is_empty(), "the hypervisor disturbed every round; measure when the machine is quieter");
+    if accepted.is_empty()
+        && let Some((stolen, values)) = least
+    {
+        let stolen = stolen * 100.0;
+        step::say(format!(
+            "every round was disturbed: one with {stolen:.0} % stolen must do; measure when the machine is quieter"
+        ));
+        accepted.push(values);
+    }
     Ok(accepted)
 }
 
