@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use toml::Table;
 
 use crate::host::Host;
@@ -174,6 +175,31 @@ impl Host {
     /// The enforcer's admin socket.
     pub fn enforcer_socket(&self) -> PathBuf {
         self.directory().join("enforcer.sock")
+    }
+
+    /// The PUs, as `enforcer pus --json` shows them.
+    pub fn pus(&self) -> Result<Vec<Value>> {
+        let answer: Value = self.enforcer_json(&["pus"])?;
+        Ok(answer["pus"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Waits until exactly these are PUs, by name.
+    pub fn wait_for_pus(&self, names: &[&str]) -> Result<Vec<Value>> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let pus = self.pus()?;
+            let mut found: Vec<&str> = pus.iter().filter_map(|pu| pu["name"].as_str()).collect();
+            let mut wanted = names.to_vec();
+            found.sort_unstable();
+            wanted.sort_unstable();
+            if found == wanted {
+                return Ok(pus);
+            }
+            if Instant::now() > deadline {
+                bail!("the PUs are {found:?}, not {wanted:?}\n{}", self.enforcer_log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Where the enforcer writes flow records.

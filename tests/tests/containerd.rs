@@ -3,9 +3,8 @@
 mod cri;
 
 use std::fs;
-use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use cri::{Cri, Pod, Sandbox};
 use serde_json::Value;
 use tests::{Containerd, Host, Lab, Outcome};
@@ -57,26 +56,6 @@ impl Stage {
         Ok((pod, container))
     }
 
-    /// Waits until exactly these are PUs, by name.
-    fn wait_for_pus(&self, names: &[&str]) -> Result<Vec<Value>> {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            let answer: Value = self.a.enforcer_json(&["pus"])?;
-            let pus = answer["pus"].as_array().cloned().unwrap_or_default();
-            let mut found: Vec<&str> = pus.iter().filter_map(|pu| pu["name"].as_str()).collect();
-            let mut wanted = names.to_vec();
-            found.sort_unstable();
-            wanted.sort_unstable();
-            if found == wanted {
-                return Ok(pus);
-            }
-            if Instant::now() > deadline {
-                bail!("the PUs are {found:?}, not {wanted:?}\n{}", self.a.enforcer_log());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
     fn why(&self) -> String {
         let counters = self.a.counters().map(|counters| format!("{:?}", counters.refusals()));
         format!("{counters:?}\n{}", self.a.enforcer_log())
@@ -107,12 +86,12 @@ fn a_pod_is_one_pu_for_all_its_containers() -> Result<()> {
         stage.assert_outcome(&second, &to, Outcome::Ok)?;
         stage.assert_outcome(&elsewhere, &to, Outcome::Refused)?;
     }
-    let pus = stage.wait_for_pus(&["shop/server", "shop/client", "other/client"])?;
+    let pus = stage.a.wait_for_pus(&["shop/server", "shop/client", "other/client"])?;
     let pu = pus.iter().find(|pu| pu["name"] == "shop/client").expect("waited for it");
     assert_eq!((tags(pu, "app"), tags(pu, "@k8s:namespace")), (vec!["client".into()], vec!["shop".into()]));
     assert_eq!(tags(pu, "io.kubernetes.pod.name"), [""; 0], "kubelet's own labels are told by the enforcer's tags");
     stage.cri.remove_pod(&pod)?;
-    stage.wait_for_pus(&["shop/server", "other/client"])?;
+    stage.a.wait_for_pus(&["shop/server", "other/client"])?;
     Ok(())
 }
 
@@ -129,12 +108,12 @@ fn a_pod_on_the_hosts_network_is_one_pu() -> Result<()> {
     let late = stage.cri.start_container(&pod, "late", &IDLE)?;
     let said = stage.cri.exec(&late, &connect)?;
     ensure!(said.stdout.contains("\"ok\""), "{said:?}\n{}", stage.why());
-    let pus = stage.wait_for_pus(&["shop/server", "shop/agent", "shop/other"])?;
+    let pus = stage.a.wait_for_pus(&["shop/server", "shop/agent", "shop/other"])?;
     let pu = pus.iter().find(|pu| pu["name"] == "shop/agent").expect("waited for it");
     let target = pu["target"].as_str().unwrap_or_default();
     ensure!(target.starts_with("cgroup ") && target.contains("/besteffort/pod"), "{target}");
     stage.cri.remove_pod(&pod)?;
-    stage.wait_for_pus(&["shop/server", "shop/other"])?;
+    stage.a.wait_for_pus(&["shop/server", "shop/other"])?;
     Ok(())
 }
 
@@ -145,11 +124,11 @@ fn pods_outlive_the_runtime_and_the_enforcer() -> Result<()> {
     let (_, client) = stage.idle(&Pod::new("client", "shop", &[("app", "client")]))?;
     let (leaves, _) = stage.idle(&Pod::new("leaves", "shop", &[("app", "client")]))?;
     stage.assert_outcome(&client, &to, Outcome::Ok)?;
-    let before = stage.wait_for_pus(&["shop/server", "shop/client", "shop/leaves"])?;
+    let before = stage.a.wait_for_pus(&["shop/server", "shop/client", "shop/leaves"])?;
 
     stage.containerd.restart()?;
     stage.cri.reconnect(&stage.containerd)?;
-    let after = stage.wait_for_pus(&["shop/server", "shop/client", "shop/leaves"])?;
+    let after = stage.a.wait_for_pus(&["shop/server", "shop/client", "shop/leaves"])?;
     assert_eq!(ids(&before), ids(&after), "the same PUs");
     stage.assert_outcome(&client, &to, Outcome::Ok)?;
     // The new runtime is followed too.
@@ -160,7 +139,7 @@ fn pods_outlive_the_runtime_and_the_enforcer() -> Result<()> {
     stage.cri.remove_pod(&leaves)?;
     let (_, newer) = stage.idle(&Pod::new("newer", "shop", &[("app", "client")]))?;
     stage.a.restart_enforcer()?;
-    let after = stage.wait_for_pus(&["shop/server", "shop/client", "shop/new", "shop/newer"])?;
+    let after = stage.a.wait_for_pus(&["shop/server", "shop/client", "shop/new", "shop/newer"])?;
     let same = |name: &str| {
         let id = |pus: &[Value]| pus.iter().find(|pu| pu["name"] == name).map(|pu| pu["id"].clone());
         id(&before) == id(&after)
@@ -181,7 +160,7 @@ fn namespace_and_service_account() -> Result<()> {
     // {"sub":"system:serviceaccount:shop:seller"}
     fs::write(volume.join("token"), "e30.eyJzdWIiOiJzeXN0ZW06c2VydmljZWFjY291bnQ6c2hvcDpzZWxsZXIifQ.c2ln")?;
     stage.idle(&pod)?;
-    let pus = stage.wait_for_pus(&["shop/client"])?;
+    let pus = stage.a.wait_for_pus(&["shop/client"])?;
     assert_eq!(pus[0]["namespace"], "/cluster/shop");
     assert_eq!(tags(&pus[0], "@k8s:serviceaccount"), ["seller"]);
     assert_eq!(tags(&pus[0], "@k8s:namespace"), ["shop"]);

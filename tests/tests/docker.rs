@@ -1,8 +1,6 @@
 //! Docker containers as PUs: a real dockerd, real containers.
 
-use std::time::{Duration, Instant};
-
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 use tests::{Container, Docker, Host, IMAGE, Lab, Outcome};
 
@@ -42,30 +40,6 @@ impl Stage {
         let server = self.docker.serve("server", &options, &["--listen", "[::]:8020"])?;
         let address = format!("{}:8020", server.address(&self.docker, "one")?);
         Ok((server, address))
-    }
-
-    fn pus(&self) -> Result<Vec<Value>> {
-        let answer: Value = self.a.enforcer_json(&["pus"])?;
-        Ok(answer["pus"].as_array().cloned().unwrap_or_default())
-    }
-
-    /// Waits until exactly these are PUs, by name.
-    fn wait_for_pus(&self, names: &[&str]) -> Result<Vec<Value>> {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            let pus = self.pus()?;
-            let mut found: Vec<&str> = pus.iter().filter_map(|pu| pu["name"].as_str()).collect();
-            let mut wanted = names.to_vec();
-            found.sort_unstable();
-            wanted.sort_unstable();
-            if found == wanted {
-                return Ok(pus);
-            }
-            if Instant::now() > deadline {
-                bail!("the PUs are {found:?}, not {wanted:?}\n{}", self.a.enforcer_log());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
     }
 
     /// What a message needs to be understood.
@@ -116,7 +90,7 @@ fn labels_decide_between_containers_on_a_bridge() -> Result<()> {
         assert_allowed(&stage, &client, &to)?;
         assert_refused(&stage, &other, &to)?;
     }
-    let pus = stage.wait_for_pus(&["server", "client", "other"])?;
+    let pus = stage.a.wait_for_pus(&["server", "client", "other"])?;
     let pu = pus.iter().find(|pu| pu["name"] == "client").expect("waited for it");
     assert_eq!(tags(pu, "app"), ["client"]);
     let refused = |record: &tests::Record| record.proto == "tcp" && record.pu == "other" && record.verdict == "deny";
@@ -149,7 +123,7 @@ fn a_container_is_a_pu_before_its_first_packet() -> Result<()> {
     assert_eq!(open.accepted()?, 0, "the first packet of a container was nobody's");
     let log = stage.docker.docker(&["logs", &server.name])?.stdout;
     assert_eq!(log.matches("\"accept\"").count(), 5);
-    stage.wait_for_pus(&["server"])?;
+    stage.a.wait_for_pus(&["server"])?;
     Ok(())
 }
 
@@ -158,7 +132,7 @@ fn attributes_are_tags_and_labels_cannot_pose_as_them() -> Result<()> {
     let stage = Stage::new("dktags")?;
     let label = ["--label", "app=web", "--label", "@container:image=bank:1", "--label", "empty="];
     let container = stage.docker.idle("web", &[&ON_ONE[..], &label].concat())?;
-    let pus = stage.wait_for_pus(&["web"])?;
+    let pus = stage.a.wait_for_pus(&["web"])?;
     let image = stage.docker.inspect(IMAGE)?["Id"].as_str().unwrap_or_default().to_owned();
     let all = all_tags(&pus[0]);
     for tag in [
@@ -178,7 +152,7 @@ fn attributes_are_tags_and_labels_cannot_pose_as_them() -> Result<()> {
     ensure!(log.contains("a label was left out") && log.contains("@container:image"), "{log}");
 
     stage.docker.docker(&["rename", "web", "shop"])?.ok()?;
-    let renamed = stage.wait_for_pus(&["shop"])?;
+    let renamed = stage.a.wait_for_pus(&["shop"])?;
     assert_eq!(renamed[0]["id"], pus[0]["id"], "the same PU under another name");
     let all = all_tags(&renamed[0]);
     let names: Vec<_> = all.iter().filter(|tag| tag.starts_with("@container:name=")).collect();
@@ -208,7 +182,7 @@ fn containers_on_the_hosts_network_are_pus_by_their_cgroup() -> Result<()> {
     }
     assert_eq!(open.accepted()?, 0);
     let shares = stage.docker.idle("shares", &["--network", "container:client", "--label", "app=other"])?;
-    stage.wait_for_pus(&["server", "client", "other", "shares"])?;
+    stage.a.wait_for_pus(&["server", "client", "other", "shares"])?;
     assert_refused(&stage, &shares, &to)?;
     Ok(())
 }
@@ -223,7 +197,7 @@ fn restarts_and_short_lives() -> Result<()> {
         stage.docker.docker(&["restart", "--time", "0", "client"])?.ok()?;
         assert_allowed(&stage, &client, &to)?;
     }
-    stage.wait_for_pus(&["server", "client"])?;
+    stage.a.wait_for_pus(&["server", "client"])?;
     for round in 0..3 {
         let name = format!("short{round}");
         stage.docker.docker(&["run", "--name", &name, "--network", "one", IMAGE, "true"])?.ok()?;
@@ -231,9 +205,9 @@ fn restarts_and_short_lives() -> Result<()> {
     }
     // One whose program is not there never starts.
     ensure!(stage.docker.docker(&["run", "--network", "one", IMAGE, "/nothing"])?.code() != 0);
-    stage.wait_for_pus(&["server", "client"])?;
+    stage.a.wait_for_pus(&["server", "client"])?;
     stage.docker.docker(&["stop", "--time", "0", "client"])?.ok()?;
-    stage.wait_for_pus(&["server"])?;
+    stage.a.wait_for_pus(&["server"])?;
     stage.docker.docker(&["start", "client"])?.ok()?;
     assert_allowed(&stage, &client, &to)?;
     Ok(())
@@ -258,7 +232,7 @@ fn further_networks_and_namespaces_that_are_shared() -> Result<()> {
     assert_refused(&stage, &joined, &second)?;
     stage.docker.docker(&["network", "disconnect", "two", "client"])?.ok()?;
     assert_allowed(&stage, &client, &to)?;
-    let pus = stage.pus()?;
+    let pus = stage.a.pus()?;
     assert_eq!(pus.iter().filter(|pu| tags(pu, "app") == ["client"]).count(), 1, "{pus:?}");
     Ok(())
 }
@@ -310,7 +284,7 @@ fn pus_outlive_dockerd_and_the_enforcer() -> Result<()> {
     let client = stage.labelled("client", "client")?;
     let leaves = stage.labelled("leaves", "client")?;
     stage.labelled("stops", "client")?;
-    let before = stage.wait_for_pus(&["server", "client", "leaves", "stops"])?;
+    let before = stage.a.wait_for_pus(&["server", "client", "leaves", "stops"])?;
     assert_allowed(&stage, &client, &to)?;
 
     let pid = leaves.pid(&stage.docker)?;
@@ -325,10 +299,10 @@ fn pus_outlive_dockerd_and_the_enforcer() -> Result<()> {
         "ping",
     ])?;
     ensure!(attempts.ok()?.contains("\"ok\""), "without dockerd: {attempts:?}\n{}", stage.why());
-    assert_eq!(ids(&before), ids(&stage.wait_for_pus(&["server", "client", "leaves", "stops"])?));
+    assert_eq!(ids(&before), ids(&stage.a.wait_for_pus(&["server", "client", "leaves", "stops"])?));
     stage.a.exec(&["kill", "-9", &pid.to_string()])?.ok()?;
     stage.docker.start_daemon()?;
-    let after = stage.wait_for_pus(&["server", "client", "stops"])?;
+    let after = stage.a.wait_for_pus(&["server", "client", "stops"])?;
     let kept: Vec<String> = ids(&before).into_iter().filter(|id| !id.contains("leaves")).collect();
     assert_eq!(ids(&after), kept, "the same PUs");
     // The new daemon is followed too.
@@ -339,7 +313,7 @@ fn pus_outlive_dockerd_and_the_enforcer() -> Result<()> {
     stage.docker.docker(&["stop", "--time", "0", "stops"])?.ok()?;
     let newer = stage.labelled("newer", "client")?;
     stage.a.restart_enforcer()?;
-    let after = stage.wait_for_pus(&["server", "client", "new", "newer"])?;
+    let after = stage.a.wait_for_pus(&["server", "client", "new", "newer"])?;
     for pu in ids(&before).iter().filter(|pu| pu.contains("server") || pu.contains("client")) {
         assert!(ids(&after).contains(pu), "{pu} is another PU now: {after:?}");
     }
