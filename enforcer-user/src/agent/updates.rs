@@ -7,7 +7,7 @@ use std::{
 
 use common::{
     event::Held,
-    flow::{CONFIRMING, ESTABLISHED, Flow, FlowKey},
+    flow::{CONFIRMING, ESTABLISHED, FLAG_CLOSED, Flow, FlowKey},
     identity::SessionPu,
 };
 
@@ -16,6 +16,7 @@ use super::{
     contact::{Refusal, internal},
     policy,
     state::State,
+    upkeep::is_closing,
 };
 use crate::{
     handshake::{
@@ -31,6 +32,7 @@ pub(super) struct Announcing {
     credential: PreparedCredential,
     since: Instant,
     next: Instant,
+    attempts: u32,
     /// Session and former handle: whom the news concern, and who has said that they were heard.
     concerned: HashSet<(u32, u16)>,
     heard: HashSet<(u32, u16)>,
@@ -58,8 +60,14 @@ impl State {
     pub fn announce(&mut self, pu: u32) {
         let Some(credential) = self.pus.get(&pu).and_then(|pu| pu.credential.clone()) else { return };
         let now = Instant::now();
-        let announcing =
-            Announcing { credential, since: now, next: now, concerned: HashSet::new(), heard: HashSet::new() };
+        let announcing = Announcing {
+            credential,
+            since: now,
+            next: now,
+            attempts: 0,
+            concerned: HashSet::new(),
+            heard: HashSet::new(),
+        };
         self.announcing.insert(pu, announcing);
     }
 }
@@ -84,10 +92,10 @@ pub(super) fn tick(shared: &Shared) {
 /// Sends the news where they have not been heard of yet.
 fn tell(shared: &Shared) {
     let now = Instant::now();
-    let due: HashMap<u32, u16> = {
+    let due: HashMap<u32, (u16, u32)> = {
         let state = shared.state();
         let due = state.announcing.iter().filter(|(_, announcing)| announcing.next <= now);
-        due.filter_map(|(pu, _)| Some((*pu, state.pus.get(pu)?.handle))).collect()
+        due.filter_map(|(pu, announcing)| Some((*pu, (state.pus.get(pu)?.handle, announcing.attempts)))).collect()
     };
     if due.is_empty() {
         return;
@@ -95,11 +103,13 @@ fn tell(shared: &Shared) {
     // One connection stands for all that the peer knows under the same handle.
     let mut untold: HashMap<(u32, u32, u16), (FlowKey, Flow)> = HashMap::new();
     let walked = shared.maps.flows.for_each(|key, flow| {
-        let former = due.get(&flow.pu).is_some_and(|handle| flow.local_handle != *handle);
+        let Some(&(handle, attempt)) = due.get(&flow.pu) else { return };
         // A client whose server has not said anything yet is CONFIRMING, for hours if need be.
-        if matches!(flow.state, ESTABLISHED | CONFIRMING) && flow.session != 0 && former {
+        let over = flow.flags & FLAG_CLOSED != 0 || is_closing(flow);
+        let lives = matches!(flow.state, ESTABLISHED | CONFIRMING) && !over;
+        if lives && flow.session != 0 && flow.local_handle != handle {
             let chosen = untold.entry((flow.pu, flow.session, flow.local_handle)).or_insert((*key, *flow));
-            if flow.state == ESTABLISHED && chosen.1.state != ESTABLISHED {
+            if fitness(key, flow, attempt) > fitness(&chosen.0, &chosen.1, attempt) {
                 *chosen = (*key, *flow);
             }
         }
@@ -127,6 +137,7 @@ fn tell(shared: &Shared) {
                 state.announcing.remove(pu);
                 continue;
             }
+            announcing.attempts += 1;
             announcing.next = now + if age > FRESH { LATER } else { SOON };
             for (_, (key, flow)) in unheard {
                 let Ok(Some(session)) = shared.maps.sessions.get(&flow.session) else { continue };
@@ -139,6 +150,13 @@ fn tell(shared: &Shared) {
     for (frame, flow) in frames {
         send(shared, &frame, &flow);
     }
+}
+
+/// Which connection is the best to tell a peer on: one that lives at the other end too. The latest heard of is the likeliest,
+/// but nothing is certain, so every other attempt is on any of them.
+fn fitness(key: &FlowKey, flow: &Flow, attempt: u32) -> (bool, u64) {
+    let any = || (u64::from(key.local_port) ^ u64::from(attempt)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (flow.state == ESTABLISHED, if attempt.is_multiple_of(2) { flow.seen_ns } else { any() })
 }
 
 /// Toward the peer of a flow, past this enforcer's own programs.

@@ -176,9 +176,14 @@ fn renew(shared: &Shared) {
     }
 }
 
+/// Whether both ends have said that the connection is over, or one has reset it.
+pub(super) fn is_closing(flow: &Flow) -> bool {
+    const BOTH: u8 = FLAG_FIN_IN | FLAG_FIN_OUT;
+    flow.flags & FLAG_RST != 0 || flow.flags & BOTH == BOTH
+}
+
 /// How long an entry without traffic is kept, by what it is.
 fn patience(key: &FlowKey, flow: &Flow) -> Option<Duration> {
-    let closing = flow.flags & FLAG_RST != 0 || flow.flags & (FLAG_FIN_IN | FLAG_FIN_OUT) == FLAG_FIN_IN | FLAG_FIN_OUT;
     match flow.state {
         // TCP gives up a SYN after 127 s and a SYN-ACK after 63 s (tcp_syn_retries 6, tcp_synack_retries 5).
         SYN_SENT => Some(Duration::from_secs(135)),
@@ -189,7 +194,7 @@ fn patience(key: &FlowKey, flow: &Flow) -> Option<Duration> {
         _ if flow.flags & FLAG_CLOSED != 0 => Some(Duration::from_secs(5)),
         _ if flow.pu_ifindex == 0 && flow.flags & FLAG_SOCKET != 0 => None,
         // Behind a PU's own interface the end can be missed.
-        _ if flow.pu_ifindex != 0 && closing => Some(Duration::from_secs(60)),
+        _ if flow.pu_ifindex != 0 && is_closing(flow) => Some(Duration::from_secs(60)),
         _ if flow.pu_ifindex != 0 => Some(Duration::from_secs(5 * 24 * 3600)),
         // The listener took no more: no socket came of it, and TCP has given it up.
         _ => Some(Duration::from_secs(135)),
