@@ -3,6 +3,9 @@
 //! Test programs are built once and then started one after the other, so that those which share the machine (network namespaces, pins,
 //! cgroups: package `tests`) never meet. A test that cannot run where it is must fail, or print a line that begins with `SKIPPED`:
 //! both fail the run.
+//!
+//! Those of the package `tests` depend on the machine's timing too: one that fails is tried once more, alone, and the summary names it as one that
+//! needed it. A run in which more than a few do has failed.
 
 mod outcome;
 
@@ -36,6 +39,9 @@ pub struct Options {
     /// Minutes after which a test program is taken for stuck and killed
     #[arg(long, default_value_t = 20, value_name = "MINUTES")]
     limit: u64,
+    /// How many failed end-to-end tests may be tried once more; if more fail, none is
+    #[arg(long, default_value_t = 3, value_name = "TESTS")]
+    second_attempts: usize,
 }
 
 /// A compiled test program.
@@ -76,8 +82,17 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         totals.add(program.name(), program.run(&enforcer, filter, limit)?);
     }
     totals.add("documentation examples".into(), doc_tests(filter, limit)?);
+    let mut serial: Vec<(&Program, Outcome)> = Vec::new();
     for program in programs.iter().filter(|p| p.package == SERIAL_PACKAGE) {
-        totals.add(program.name(), program.run(&enforcer, filter, limit)?);
+        serial.push((program, program.run(&enforcer, filter, limit)?));
+    }
+    if serial.iter().map(|(_, outcome)| outcome.failed).sum::<usize>() <= options.second_attempts {
+        for (program, outcome) in &mut serial {
+            program.try_again(outcome, &enforcer, limit)?;
+        }
+    }
+    for (program, outcome) in serial {
+        totals.add(program.name(), outcome);
     }
     if filter.is_none_or(|text| "demo".contains(text)) {
         totals.add("demo".into(), demo(&enforcer)?);
@@ -130,15 +145,31 @@ impl Program {
     }
 
     fn run(&self, enforcer: &PathBuf, filter: Option<&str>, limit: Duration) -> Result<Outcome> {
+        self.start(&self.name(), enforcer, &filter.into_iter().collect::<Vec<_>>(), limit)
+    }
+
+    /// Runs once more, alone, each test that failed.
+    fn try_again(&self, outcome: &mut Outcome, enforcer: &PathBuf, limit: Duration) -> Result<()> {
+        for test in outcome.failures() {
+            let name = format!("{}, once more {test}", self.name());
+            let again = self.start(&name, enforcer, &["--exact", &test], limit)?;
+            if again.good() && again.passed == 1 {
+                outcome.forgive(&test);
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&self, name: &str, enforcer: &PathBuf, arguments: &[&str], limit: Duration) -> Result<Outcome> {
         let mut command = Command::new(&self.executable);
         workspace::clean(&mut command);
         command.current_dir(&self.directory).env("CARGO_MANIFEST_DIR", &self.directory).env("ENFORCER_BIN", enforcer);
-        command.arg("--show-output").args(filter);
+        command.arg("--show-output").args(arguments);
         let serial = self.package == SERIAL_PACKAGE;
         if serial {
             command.arg("--test-threads=1");
         }
-        watch(&self.name(), &mut command, limit, serial)
+        watch(name, &mut command, limit, serial)
     }
 }
 
