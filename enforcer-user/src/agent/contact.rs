@@ -276,6 +276,10 @@ pub(super) fn refuse(shared: &Shared, held: &Held, frame: &Frame<'_>, refusal: &
         shared.tap.count(count);
         return;
     }
+    if held.kind == HELD_HELLO && proves_nothing(refusal.reason) && !answers_strangers(shared) {
+        shared.tap.count(count);
+        return;
+    }
     if outgoing {
         let back = if held.at_pu_interface == 0 { INJECT_INGRESS } else { 0 };
         if let Err(error) = shared.tap.inject(&build::refuse_sender(frame), held.ifindex, back | INJECT_TRUSTED, count)
@@ -298,6 +302,18 @@ pub(super) fn refuse(shared: &Shared, held: &Held, frame: &Frame<'_>, refusal: &
     if let Err(error) = shared.tap.inject(&answer, held.ifindex, back | INJECT_TRUSTED, count) {
         tracing::warn!(%error, "a refusal could not be sent");
     }
+}
+
+/// Whether a HELLO refused for this reason could be anybody's: an answer would tell a stranger that there is a PU here.
+fn proves_nothing(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::HelloMalformed | Reason::HelloTampered | Reason::CredentialSignature | Reason::ChainUntrusted
+    )
+}
+
+fn answers_strangers(shared: &Shared) -> bool {
+    shared.state().config.current().flags & abi::CONFIG_STRANGERS_REJECT != 0
 }
 
 /// Hands a frame on in the direction it was going.

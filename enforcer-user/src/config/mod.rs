@@ -131,7 +131,7 @@ pub struct Datapath {
     pub xdp: Xdp,
     /// What processes that are no PU may do.
     pub unmanaged: Unmanaged,
-    /// How connections toward a PU without identity are refused.
+    /// How connections toward a PU are refused that carry no identity, or one that proves nothing.
     pub strangers: Strangers,
     /// Entries of the flow table.
     pub max_flows: u32,
