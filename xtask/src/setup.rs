@@ -55,6 +55,8 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { command: "runc", package: "runc", why: "containers and pods" },
     Tool { command: "nginx", package: "nginx-light", why: "a real application" },
     Tool { command: "redis-server", package: "redis-server", why: "a real application" },
+    Tool { command: "nmap", package: "nmap", why: "scans" },
+    Tool { command: "atk6-firewall6", package: "thc-ipv6", why: "attempts to get round filters of IPv6" },
 ];
 
 /// Applets that the demo's workloads are made of; Debian's plain `busybox` lacks some.
