@@ -11,7 +11,7 @@ use crate::enforcer::{built_binary, text};
 use crate::process::{Place, Proc};
 
 /// How a connection attempt ended, as the application saw it.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Connected, and if something was to be answered, answered.
@@ -79,6 +79,19 @@ pub struct Load {
     pub median_micros: f64,
     /// The 99th percentile of the same.
     pub p99_micros: f64,
+}
+
+/// How the connections of one caller to one address ended (`lab-tool calls`).
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Calls {
+    /// Whom it called.
+    pub to: String,
+    /// How they ended.
+    pub outcome: Outcome,
+    /// So many of them.
+    pub count: u64,
+    /// Microseconds of the slowest.
+    pub slowest_micros: u64,
 }
 
 /// A running `lab-tool serve`.

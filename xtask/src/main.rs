@@ -9,6 +9,7 @@ mod build;
 mod demo;
 mod lint;
 mod setup;
+mod soak;
 mod step;
 mod test;
 mod toolchain;
@@ -42,6 +43,8 @@ enum Command {
     Demo(demo::Options),
     /// Measure against a bare veth, nftables and NFQUEUE
     Bench(bench::Options),
+    /// Endure changes, crashes and losses, and compare how every connection ended with the evaluator
+    Soak(soak::Options),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Demo(options) => prepared(|| demo::run(&options)),
         Command::Bench(options) => bench::run(&options),
+        Command::Soak(options) => prepared(|| soak::run(&options)),
     };
     match outcome {
         Ok(code) => code,

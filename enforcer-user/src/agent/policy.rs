@@ -15,7 +15,7 @@ use common::{
 };
 use policy::{Delta, IdentityId, Moment, PolicyRule};
 
-use super::{Shared, clock, last_good, names, policy_apply, state::State};
+use super::{Shared, clock, last_good, names, policy_apply, state::State, upkeep::policy_stamp};
 use crate::{
     config::{Config, PolicyText},
     handshake::build::{self, Toward},
@@ -230,13 +230,23 @@ pub(super) fn upkeep(shared: &Shared) {
 /// Reads the policy again and puts it in force; a broken one leaves the old in force and says so.
 pub(super) fn reload(shared: &Shared) {
     let _files = policy_apply::no_half_written_files();
-    policy_apply::finish_interrupted(&shared.config.policy.paths);
-    reload_files(shared);
+    let paths = &shared.config.policy.paths;
+    policy_apply::finish_interrupted(paths);
+    let stamp = policy_stamp(paths);
+    let rules = Rules::read(paths);
+    // Where somebody writes at this very moment, upkeep sees a change and comes again.
+    if policy_stamp(paths) == stamp {
+        put_in_force(shared, rules);
+    }
 }
 
 /// The same, for who has seen to it that no files are half written.
 pub(super) fn reload_files(shared: &Shared) {
-    let applied = Rules::read(&shared.config.policy.paths).and_then(|rules| install(shared, rules));
+    put_in_force(shared, Rules::read(&shared.config.policy.paths));
+}
+
+fn put_in_force(shared: &Shared, rules: anyhow::Result<Rules>) {
+    let applied = rules.and_then(|rules| install(shared, rules));
     let error = match applied {
         Ok(false) => None,
         Ok(true) => {

@@ -90,6 +90,7 @@ pub(super) fn start(
         waiting::expire(&changing);
     };
     thread("changes", Box::new(changes))?;
+    let mut found = policy_seen.clone();
     let mut seen = policy_seen;
     // Renewal is due half-way to the end: looked for often enough that the other half is left.
     let identity = &shared.config.identity;
@@ -105,10 +106,12 @@ pub(super) fn start(
     let work = move || {
         telemetry.drain(|events| events.iter().for_each(|event| shared.log.push(event)));
         let now = policy_stamp(&shared.config.policy.paths);
-        if now != seen {
-            seen = now;
+        // Once they have come to rest: a file that is being written is empty for a moment, or half a policy.
+        if now != seen && now == found {
+            seen.clone_from(&now);
             policy::reload(&shared);
         }
+        found = now;
         policy::upkeep(&shared);
         write_records(&shared, false);
         tasks.iter_mut().for_each(|task| task.run_if_due(&shared));

@@ -1,5 +1,6 @@
 //! The traffic tool's commands. Each prints JSON; servers print `READY` once they listen.
 
+mod calls;
 mod connect;
 mod dialog;
 mod hold;
@@ -29,6 +30,8 @@ enum Command {
     Serve(serve::Serve),
     /// Try to connect, once or more, and say how it ended
     Connect(connect::Connect),
+    /// Call several addresses in turn for some time, and count how each call ended
+    Calls(calls::CallAll),
     /// Play one end of a connection step by step
     Dialog(dialog::Dialog),
     /// Open connections and keep them open, reporting each that ends
@@ -63,6 +66,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(serve) => serve.run(),
         Command::Connect(connect) => connect.run(),
+        Command::Calls(calls) => calls.run(),
         Command::Dialog(dialog) => dialog.run(),
         Command::Hold(hold) => hold.run(),
         Command::Crr(load) => load.run("crr"),
