@@ -10,7 +10,7 @@ use common::{
     abi::{self, INJECT_INGRESS, INJECT_NEIGHBOUR, INJECT_TRUSTED},
     drop_reason::Reason,
     event::{EVENT_CUT, Event},
-    flow::{CLIENT, CONFIRMING, ESTABLISHED, Flow, FlowKey, SYN_RECEIVED},
+    flow::{CLIENT, CONFIRMING, CUT, ESTABLISHED, Flow, FlowKey, SYN_RECEIVED},
     verdict::Pair,
 };
 use policy::{Delta, IdentityId, Moment, PolicyRule};
@@ -346,6 +346,13 @@ pub(super) fn cut_where(shared: &Shared, reason: Reason, mut doomed: impl FnMut(
         tracing::error!(%error, "flows could not be cut");
     }
     cut_all(shared, reason, &found);
+}
+
+/// Tells both ends of flows that the kernel has cut: a packet's sender knows, and whoever only waits for one does not.
+pub(super) fn tell_ends(shared: &Shared, cut: &[FlowKey]) {
+    let there = cut.iter().filter_map(|key| Some((*key, shared.maps.flows.get(key).ok()??, 0)));
+    let found: Vec<_> = there.filter(|(_, flow, _)| flow.state == CUT).collect();
+    cut_all(shared, Reason::Revoked, &found);
 }
 
 /// Cuts flows, each with the rule that forbids it.

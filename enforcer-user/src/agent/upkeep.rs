@@ -12,6 +12,7 @@ use std::{
 };
 
 use common::{
+    event::EVENT_CUT,
     flow::{
         CUT, ESTABLISHED, FLAG_CLOSED, FLAG_FIN_IN, FLAG_FIN_OUT, FLAG_RST, FLAG_SOCKET, Flow, FlowKey, SYN_RECEIVED,
         SYN_SENT,
@@ -104,7 +105,12 @@ pub(super) fn start(
         Task::new(Duration::from_secs(2), retry_interfaces),
     ];
     let work = move || {
-        telemetry.drain(|events| events.iter().for_each(|event| shared.log.push(event)));
+        let mut cut = Vec::new();
+        telemetry.drain(|events| {
+            events.iter().for_each(|event| shared.log.push(event));
+            cut.extend(events.iter().filter(|event| event.kind == EVENT_CUT).map(|event| event.key));
+        });
+        policy::tell_ends(&shared, &cut);
         let now = policy_stamp(&shared.config.policy.paths);
         // Once they have come to rest: a file that is being written is empty for a moment, or half a policy.
         if now != seen && now == found {
