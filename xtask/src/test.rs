@@ -30,7 +30,7 @@ const SERIAL_PACKAGE: &str = "tests";
 /// What to run.
 #[derive(Args)]
 pub struct Options {
-    /// Only tests whose name contains this; the demo belongs to the name `demo`
+    /// Only tests whose name contains this; the demo belongs to the name `demo`, the endurance run to `soak`
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
     /// Leave the lints out
@@ -96,6 +96,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     if filter.is_none_or(|text| "demo".contains(text)) {
         totals.add("demo".into(), demo(&enforcer)?);
+    }
+    if filter.is_none_or(|text| "soak".contains(text)) {
+        totals.add("soak".into(), soak(&enforcer)?);
     }
     if filter.is_none_or(|text| "bench".contains(text)) {
         totals.add("bench --smoke".into(), bench(&enforcer)?);
@@ -259,6 +262,23 @@ fn bench(enforcer: &PathBuf) -> Result<Outcome> {
     }
     let _ = std::io::stderr().write_all(&output.stderr);
     Ok(Outcome::failure("a measurement failed"))
+}
+
+/// Endures each kind of trouble once: it succeeds if no verdict was wrong and nothing leaked.
+fn soak(enforcer: &PathBuf) -> Result<Outcome> {
+    let began = Instant::now();
+    step::say("soak, each trouble once …");
+    let mut command = Command::new(workspace::own_program()?);
+    workspace::clean(&mut command);
+    let command = command.args(["soak", "--minutes", "0.1"]).env("ENFORCER_BIN", enforcer).stdin(Stdio::null());
+    let output = command.output().context("soak: cannot be started")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    step::say(format!("{} ({:.1} s)", text.lines().next().unwrap_or("soak: nothing"), began.elapsed().as_secs_f64()));
+    if output.status.success() {
+        return Ok(Outcome { passed: 1, ..Outcome::default() });
+    }
+    let _ = std::io::stderr().write_all(&[output.stderr, output.stdout].concat());
+    Ok(Outcome::failure("a verdict was wrong, or something leaked"))
 }
 
 /// Runs the demo as a newcomer does and judges its document, not only its exit code.
