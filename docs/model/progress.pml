@@ -9,6 +9,9 @@
 #ifndef DOUBLES
 #define DOUBLES 1
 #endif
+#ifndef OVERTAKEN
+#define OVERTAKEN 2
+#endif
 #ifndef EARLY
 #define EARLY 1		/* times a stack sends again although nothing was lost */
 #endif
@@ -18,13 +21,16 @@
 mtype = { HELLO, HELLO_REPLY, RESUME, RESUME_REPLY, CONFIRM, RETRY, DATA };
 mtype = { SYN_SENT, CONFIRMING, NONE, SYN_RECEIVED, ESTABLISHED };
 
-/* Packets on their way; a receiver takes any of them. `stale`: the session index is one that B no longer has. */
+/* Mutations: -DNO_RETRY (A does not heed it), -DNO_SECOND_CONFIRM (CONFIRM is sent once). */
+
+/* Packets on their way. `stale`: the session index is one that B no longer has. */
 chan to_b = [6] of { mtype, bit };
 chan to_a = [6] of { mtype, bit };
 #define has_room (len(to_a) < 5 && len(to_b) < 5)
 
 byte losses = LOSSES;
 byte doubles = DOUBLES;
+byte overtaken = OVERTAKEN;
 byte early = EARLY;
 byte timers = TIMERS;
 
@@ -36,6 +42,9 @@ bit a_met;
 mtype client = SYN_SENT;
 bit a_resumed;
 bit a_retried;
+
+bit client_is_live;
+bit server_is_live;
 
 bit b_session;
 bit b_met;
@@ -86,15 +95,12 @@ active proctype a() {
 		send_syn()
 	}
 end:	do
-	:: atomic { to_a ?? packet, stale ->
+	:: atomic { to_a ? packet, stale ->
 		if
 		/* inbound_answer::retry_asked */
+#ifndef NO_RETRY
 		:: packet == RETRY && client == SYN_SENT && !a_retried ->
-			a_known = 0; a_retried = 1; a_resumed = 0;
-#ifdef NO_REISSUE
-			skip
-#else
-			to_b ! HELLO(0)
+			a_known = 0; a_retried = 1; a_resumed = 0; to_b ! HELLO(0)
 #endif
 		/* inbound_answer::resumed; in CONFIRMING it is passed to the stack, which acknowledges again */
 		:: packet == RESUME_REPLY && a_resumed && (client == SYN_SENT || client == CONFIRMING) ->
@@ -118,10 +124,14 @@ end:	do
 	:: atomic { timeout && client != ESTABLISHED && timers > 0 -> timers--;
 		if
 		:: client == SYN_SENT -> send_syn()
+#ifdef NO_SECOND_CONFIRM
+		:: client == CONFIRMING
+#else
 		:: client == CONFIRMING -> to_b ! CONFIRM(0)
+#endif
 		fi
 	}
-	:: atomic { timeout && client != ESTABLISHED && timers == 0 -> assert(false) }
+	:: atomic { timeout && client != ESTABLISHED && timers == 0 -> assert(client_is_live) }
 	od
 }
 
@@ -129,7 +139,7 @@ active proctype b() {
 	mtype packet;
 	bit stale;
 end:	do
-	:: atomic { to_b ?? packet, stale ->
+	:: atomic { to_b ? packet, stale ->
 		if
 		/* contact::hello */
 		:: packet == HELLO && server != ESTABLISHED ->
@@ -171,10 +181,12 @@ active proctype network() {
 	mtype packet;
 	bit stale;
 end:	do
-	:: atomic { losses > 0 && nempty(to_a) -> to_a ?? packet, stale; losses--; packet = 0; stale = 0 }
-	:: atomic { losses > 0 && nempty(to_b) -> to_b ?? packet, stale; losses--; packet = 0; stale = 0 }
-	:: atomic { doubles > 0 && has_room && nempty(to_a) -> to_a ?? packet, stale; to_a ! packet, stale; to_a ! packet, stale; doubles--; packet = 0; stale = 0 }
-	:: atomic { doubles > 0 && has_room && nempty(to_b) -> to_b ?? packet, stale; to_b ! packet, stale; to_b ! packet, stale; doubles--; packet = 0; stale = 0 }
+	:: atomic { losses > 0 && nempty(to_a) -> to_a ? packet, stale; losses--; packet = 0; stale = 0 }
+	:: atomic { losses > 0 && nempty(to_b) -> to_b ? packet, stale; losses--; packet = 0; stale = 0 }
+	:: atomic { overtaken > 0 && len(to_a) > 1 -> to_a ? packet, stale; to_a ! packet, stale; overtaken--; packet = 0; stale = 0 }
+	:: atomic { overtaken > 0 && len(to_b) > 1 -> to_b ? packet, stale; to_b ! packet, stale; overtaken--; packet = 0; stale = 0 }
+	:: atomic { doubles > 0 && has_room && nempty(to_a) -> to_a ? packet, stale; to_a ! packet, stale; to_a ! packet, stale; doubles--; packet = 0; stale = 0 }
+	:: atomic { doubles > 0 && has_room && nempty(to_b) -> to_b ? packet, stale; to_b ! packet, stale; to_b ! packet, stale; doubles--; packet = 0; stale = 0 }
 	od
 }
 
@@ -182,6 +194,7 @@ end:	do
 active proctype judge() {
 	atomic {
 		timeout && client == ESTABLISHED;
-		assert(server == ESTABLISHED && empty(to_a) && empty(to_b))
+		server_is_live = server == ESTABLISHED;
+		assert(server_is_live)
 	}
 }

@@ -54,6 +54,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { command: "containerd", package: "containerd", why: "pods" },
     Tool { command: "runc", package: "runc", why: "containers and pods" },
     Tool { command: "nginx", package: "nginx-light", why: "a real application" },
+    Tool { command: "spin", package: "spin", why: "checks the model of the handshake" },
     Tool { command: "redis-server", package: "redis-server", why: "a real application" },
     Tool { command: "nmap", package: "nmap", why: "scans" },
     Tool { command: "atk6-firewall6", package: "thc-ipv6", why: "attempts to get round filters of IPv6" },
