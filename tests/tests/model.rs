@@ -102,7 +102,7 @@ fn holds(model: &str, property: &str) {
 fn fails(model: &str, definitions: &str, properties: &[&str]) {
     let verdict = verdict(model, definitions);
     let expected = |property: &&str| *verdict == Verdict::Fails((*property).into());
-    assert!(properties.iter().any(|property| expected(property)), "{definitions}: {verdict:?}");
+    assert!(properties.iter().any(expected), "{definitions}: {verdict:?}");
 }
 
 macro_rules! properties {
