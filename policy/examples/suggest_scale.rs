@@ -7,7 +7,7 @@
 use std::io::{BufWriter, Write};
 use std::time::Instant;
 
-use policy::Observations;
+use policy::{Observations, synthetic::record_line};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1).peekable();
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut out = BufWriter::new(std::fs::File::create(file)?);
         let mut line = String::new();
         for n in 0..records {
-            write_line(&mut line, n, pus);
+            record_line(&mut line, n, pus);
             out.write_all(line.as_bytes())?;
         }
         return Ok(out.flush()?);
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut line = String::new();
     let (mut bytes, mut reading) = (0, std::time::Duration::ZERO);
     for n in 0..records {
-        write_line(&mut line, n, pus);
+        record_line(&mut line, n, pus);
         bytes += line.len();
         let start = Instant::now();
         observations.add_line(line.trim_end())?;
@@ -47,37 +47,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("suggesting     {:8.2} s", suggesting.as_secs_f64());
     println!("peak memory    {:8.1} MiB", peak_kib() as f64 / 1024.0);
     Ok(())
-}
-
-/// The `n`th record. Numbers are spread by a multiplication, so that every run writes the same.
-fn write_line(line: &mut String, n: u64, pus: u64) {
-    use std::fmt::Write;
-    line.clear();
-    let spread = |factor: u64, bound: u64| (n.wrapping_mul(factor) >> 17) % bound;
-    let workloads = pus / 10;
-    let client = spread(0x9e37_79b9_7f4a_7c15, workloads);
-    // Each workload uses a handful of others.
-    let server = (client * 7 + spread(0xc2b2_ae3d_27d4_eb4f, 6) * 13) % workloads;
-    let end = |workload: u64, replica: u64| {
-        format!(
-            r#"{{"pu":"host-{replica}/w{workload}-{replica}","namespace":"/prod","tags":{{"@container:id":["{:016x}"],"@container:image":["registry.example/w{workload}:1.{}"],"app":["w{workload}"],"env":["prod"],"tier":["t{}"]}}}}"#,
-            workload * 1000 + replica + 0x1234_5678_9abc,
-            replica % 2,
-            workload % 5,
-        )
-    };
-    let from = end(client, spread(0xff51_afd7_ed55_8ccd, 10));
-    let to = if n.is_multiple_of(10) {
-        format!(r#"{{"address":"198.51.{}.{}"}}"#, client % 100, spread(0x2545_f491_4f6c_dd1d, 64))
-    } else {
-        end(server, spread(0xd6e8_feb8_6659_fd93, 10))
-    };
-    let _ = writeln!(
-        line,
-        r#"{{"v":1,"time":"2026-03-01T12:01:00.000000Z","since":"2026-03-01T12:00:03.120000Z","enforcer":"host","role":"client","from":{from},"to":{to},"proto":"tcp","port":{},"verdict":"allow","reason":"allowed","path":"resume","flows":{},"bytes_sent":48211,"bytes_received":912834,"packets_sent":310,"packets_received":702,"rtt_us":181,"rtt_max_us":944}}"#,
-        8000 + server % 3,
-        1 + n % 9,
-    );
 }
 
 /// From `/proc/self/status` (proc(5)).

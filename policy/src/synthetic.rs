@@ -1,6 +1,6 @@
 //! Made-up policies and PUs of any size, the same at every run: what scale is measured with.
 
-use std::sync::Arc;
+use std::{fmt::Write, sync::Arc};
 
 use crate::model::{Head, Identity, Location, Namespace, PolicyRule};
 use crate::parse::parse_rule;
@@ -54,6 +54,40 @@ pub fn rule(n: u64, apps: u64) -> Arc<PolicyRule> {
     rule.name = Some(format!("r{n}"));
     let location = Location { file: "synthetic".into(), line: n as u32 + 1, column: 1 };
     Arc::new(PolicyRule::new(Arc::new(Head::new("synthetic", namespace)), n as u32 + 1, location, rule))
+}
+
+/// Writes the `n`th of many flow records, with its end of line, in place of what `line` holds; the same at every run.
+///
+/// A tenth of the `pus` PUs (ten at least) are workloads of their own, each with ten replicas that differ in accidental
+/// tags, and one record in ten is of an address outside.
+pub fn record_line(line: &mut String, n: u64, pus: u64) {
+    line.clear();
+    let spread = |factor: u64, bound: u64| (n.wrapping_mul(factor) >> 17) % bound;
+    let workloads = (pus / 10).max(1);
+    let client = spread(0x9e37_79b9_7f4a_7c15, workloads);
+    // Each workload uses a handful of others.
+    let server = (client * 7 + spread(0xc2b2_ae3d_27d4_eb4f, 6) * 13) % workloads;
+    let end = |workload: u64, replica: u64| {
+        format!(
+            r#"{{"pu":"host-{replica}/w{workload}-{replica}","namespace":"/prod","tags":{{"@container:id":["{:016x}"],"@container:image":["registry.example/w{workload}:1.{}"],"app":["w{workload}"],"env":["prod"],"tier":["t{}"]}}}}"#,
+            workload * 1000 + replica + 0x1234_5678_9abc,
+            replica % 2,
+            workload % 5,
+        )
+    };
+    let from = end(client, spread(0xff51_afd7_ed55_8ccd, 10));
+    let to = if n.is_multiple_of(10) {
+        format!(r#"{{"address":"198.51.{}.{}"}}"#, client % 100, spread(0x2545_f491_4f6c_dd1d, 64))
+    } else {
+        end(server, spread(0xd6e8_feb8_6659_fd93, 10))
+    };
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        line,
+        r#"{{"v":1,"time":"2026-03-01T12:01:00.000000Z","since":"2026-03-01T12:00:03.120000Z","enforcer":"host","role":"client","from":{from},"to":{to},"proto":"tcp","port":{},"verdict":"allow","reason":"allowed","path":"resume","flows":{},"bytes_sent":48211,"bytes_received":912834,"packets_sent":310,"packets_received":702,"rtt_us":181,"rtt_max_us":944}}"#,
+        8000 + server % 3,
+        1 + n % 9,
+    );
 }
 
 fn pu(n: u64, apps: u64) -> Identity {
@@ -113,5 +147,15 @@ mod tests {
         let pairs = (0..100).flat_map(|s| (0..100).map(move |o| (IdentityId(s), IdentityId(o))));
         let talking = pairs.filter(|(s, o)| !compiled.pair(*s, *o).intervals.is_empty()).count();
         assert!(talking > 100, "{talking}");
+    }
+
+    #[test]
+    fn records_can_be_read() {
+        let mut line = String::new();
+        for n in [0, 1, 999_999] {
+            record_line(&mut line, n, 2_000);
+            let record = crate::FlowRecord::parse(line.trim_end()).expect("a record");
+            assert_eq!((record.to.address.is_some(), line.ends_with('\n')), (n == 0, true), "{line}");
+        }
     }
 }

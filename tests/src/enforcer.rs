@@ -42,6 +42,8 @@ pub struct Record {
     pub verdict: String,
     /// The rule that decided, as `policy/rule`; empty if none did.
     pub rule: String,
+    /// The namespace that rule lives in.
+    pub rule_namespace: String,
     /// The observed rule that would decide otherwise.
     pub observed_rule: String,
     /// A drop reason, or `allowed`.
@@ -107,7 +109,7 @@ impl Host {
         let binary = text(enforcer_binary()?);
         let config = text(self.enforcer_config());
         let mut process = self.spawn(&[binary.as_str(), "run", "--config", &config])?;
-        let deadline = Instant::now() + Duration::from_secs(15);
+        let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let status = self.enforcer(&["status", "--json"])?;
             if serde_json::from_str::<serde_json::Value>(&status.stdout).is_ok_and(|answer| answer["ready"] == true) {

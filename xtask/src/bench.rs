@@ -6,6 +6,7 @@
 mod arms;
 mod contact;
 mod inside;
+mod large;
 mod pairs;
 mod profile;
 mod rows;
@@ -57,8 +58,10 @@ enum Group {
     Compile,
     /// The agent's memory
     Memory,
-    /// How long workloads wait before they may talk
+    /// How long workloads wait before they may talk, how soon changed tags count, hashing, suggesting
     Workloads,
+    /// A large policy on a running agent
+    Large,
 }
 
 /// Runs the measurements and prints them.
@@ -95,6 +98,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     if chosen(Group::Workloads) {
         workloads::starts(&plan, &mut rows)?;
+        workloads::containers(&plan, &mut rows)?;
+        workloads::tag_changes(&plan, &mut rows)?;
+        inside::hash(&plan, &sizes, &tools, &mut rows)?;
+        inside::suggest(&sizes, &tools, &mut rows)?;
+    }
+    if chosen(Group::Large) {
+        large::apply(&plan, &sizes, &tools, &mut rows)?;
     }
     print!("{}", rows.table());
     if options.only.is_empty() {
@@ -131,7 +141,7 @@ fn prepare(options: &Options) -> Result<Tools> {
 /// are in.
 fn build_all(smoke: bool) -> Result<PathBuf> {
     if env::var_os("ENFORCER_BIN").is_none() || !smoke {
-        setup::run(&setup::Options::default())?;
+        setup::run(&setup::Options { tests: true, ..setup::Options::default() })?;
         build::ebpf()?;
     }
     let mut cargo = workspace::cargo();

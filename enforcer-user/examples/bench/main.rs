@@ -1,10 +1,13 @@
-//! What `cargo xtask bench` measures from inside: programs by PROG_TEST_RUN, compiling, and a flow table to fill.
+//! What `cargo xtask bench` measures from inside: programs by PROG_TEST_RUN, compiling, suggesting, hashing, and tables to
+//! fill.
 //!
 //! Each command prints one JSON object: a name, and the values measured.
 
 mod compile;
 mod flows;
+mod hash;
 mod programs;
+mod suggest;
 
 use std::path::PathBuf;
 
@@ -46,6 +49,28 @@ enum Command {
         /// How many
         count: u32,
     },
+    /// Enter identities of peers into an enforcer's tables, each with a connection to PU 1; the next agent knows them
+    Peers {
+        /// The enforcer's bpffs directory
+        bpffs: PathBuf,
+        /// How many
+        count: u32,
+    },
+    /// Suggest rules from made-up flow records: seconds, and the peak of memory
+    Suggest {
+        /// Records
+        #[arg(long, default_value_t = 1_000_000)]
+        records: u64,
+    },
+    /// Hash a file as executables are, MiB a second
+    Hash {
+        /// Its size
+        #[arg(long, default_value_t = 64)]
+        mib: usize,
+        /// How often each figure is taken
+        #[arg(long, default_value_t = 10)]
+        rounds: usize,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -53,6 +78,9 @@ fn main() -> anyhow::Result<()> {
         Command::Programs { bpffs, rounds } => programs::measure(&bpffs, rounds)?,
         Command::Compile { rules, identities, rounds } => compile::measure(rules, identities, rounds)?,
         Command::Flows { bpffs, count } => flows::fill(&bpffs, count)?,
+        Command::Peers { bpffs, count } => flows::peers(&bpffs, count)?,
+        Command::Suggest { records } => suggest::measure(records)?,
+        Command::Hash { mib, rounds } => hash::measure(mib, rounds)?,
     };
     println!("{}", serde_json::to_string(&values)?);
     Ok(())

@@ -25,6 +25,10 @@ pub struct Sizes {
     pub compile: (usize, usize),
     /// PUs and flows of the agent whose memory is taken.
     pub memory: (usize, usize),
+    /// MiB of a file to hash.
+    pub hash: usize,
+    /// Records to suggest from.
+    pub records: u64,
 }
 
 impl Sizes {
@@ -34,9 +38,18 @@ impl Sizes {
         linear: [1, 1_000, 10_000],
         compile: (100_000, 10_000),
         memory: (1_000, 100_000),
+        hash: 64,
+        records: 1_000_000,
     };
     /// To see that it works.
-    pub const SMALL: Self = Self { rules: [10, 20, 30], linear: [1, 2, 3], compile: (1_000, 100), memory: (3, 1_000) };
+    pub const SMALL: Self = Self {
+        rules: [10, 20, 30],
+        linear: [1, 2, 3],
+        compile: (1_000, 100),
+        memory: (3, 1_000),
+        hash: 1,
+        records: 1_000,
+    };
 }
 
 /// What stands between the two hosts.

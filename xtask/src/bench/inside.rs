@@ -78,8 +78,33 @@ pub fn memory(plan: &Plan, sizes: &Sizes, tools: &Tools, rows: &mut Rows) -> Res
     Ok(())
 }
 
+/// MiB a second when executables are hashed, and microseconds of a look for a hash that is known.
+///
+/// # Errors
+/// There is not the memory for such a file.
+pub fn hash(plan: &Plan, sizes: &Sizes, tools: &Tools, rows: &mut Rows) -> Result<()> {
+    step::say(format!("hash {} MiB", sizes.hash));
+    let values = tools.run(&["hash", "--mib", &sizes.hash.to_string(), "--rounds", &plan.rounds.to_string()])?;
+    for (name, values) in values {
+        rows.add(&name, if name.ends_with("_us") { "µs" } else { "MiB/s" }, &values);
+    }
+    Ok(())
+}
+
+/// Seconds and memory to suggest rules from many records, once.
+///
+/// # Errors
+/// A record cannot be read, or nothing is suggested.
+pub fn suggest(sizes: &Sizes, tools: &Tools, rows: &mut Rows) -> Result<()> {
+    step::say(format!("suggest from {} records", sizes.records));
+    for (name, values) in tools.run(&["suggest", "--records", &sizes.records.to_string()])? {
+        rows.add(&name, if name.ends_with("_mib") { "MiB" } else { "s" }, &values);
+    }
+    Ok(())
+}
+
 /// `VmRSS` of a process, in MiB.
-fn resident(pid: u32) -> Result<f64> {
+pub fn resident(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the enforcer is gone")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib: f64 = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).context("no VmRSS")?;
@@ -88,7 +113,7 @@ fn resident(pid: u32) -> Result<f64> {
 
 impl Tools {
     /// Runs the program that measures from inside.
-    fn run(&self, args: &[&str]) -> Result<BTreeMap<String, Vec<f64>>> {
+    pub fn run(&self, args: &[&str]) -> Result<BTreeMap<String, Vec<f64>>> {
         let output = Command::new(&self.inside).args(args).output();
         let output = output.with_context(|| format!("cannot run {}", self.inside.display()))?;
         let said = String::from_utf8_lossy(&output.stderr);

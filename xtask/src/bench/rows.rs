@@ -24,6 +24,10 @@ const TARGETS: &[(&str, Target)] = &[
     ("compile_delta_ms", Target::AtMost(20.0)),
     ("explain_ms", Target::AtMost(500.0)),
     ("agent_rss_mib", Target::AtMost(80.0)),
+    ("tag_change_ms", Target::AtMost(2000.0)),
+    ("tag_change_ms_p99", Target::AtMost(2000.0)),
+    ("suggest_1m_s", Target::AtMost(10.0)),
+    ("suggest_1m_mib", Target::AtMost(500.0)),
 ];
 
 /// Rows that every whole run must have.
@@ -49,6 +53,21 @@ const PROMISED: &[&str] = &[
     "crr_nftables_1000",
     "crr_nftables_10000",
     "crr_nfqueue",
+    "start_bare_ms",
+    "pu_start_exec_ms",
+    "pu_start_exec_ms_p99",
+    "start_docker_bare_ms",
+    "pu_start_docker_ms",
+    "pu_start_docker_ms_p99",
+    "tag_change_ms",
+    "tag_change_ms_p99",
+    "hash_mib_s",
+    "suggest_1m_s",
+    "suggest_1m_mib",
+    "apply_100k_ms",
+    "apply_100k_one_rule_ms",
+    "explain_100k_ms",
+    "agent_rss_100k_mib",
 ];
 
 #[derive(Clone, Copy)]
