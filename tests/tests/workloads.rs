@@ -234,6 +234,15 @@ fn processes_become_pus_by_what_they_execute() -> Result<()> {
     for name in ["by-path", "by-shell", "by-hash", "by-user", "by-command"] {
         ensure!(stage.pu(name)?.is_some(), "no PU {name}: {}", stage.said()?);
     }
+    // What they were found by travels.
+    let exe = at("client").display().to_string();
+    let sum = a.exec(&["sha256sum", &at("hashed").to_string_lossy()])?.ok()?[..64].to_owned();
+    for (name, key, value) in
+        [("by-path", "@sys:exe", exe.as_str()), ("by-hash", "@sys:sha256", &sum), ("by-user", "@sys:user", "nobody")]
+    {
+        let pu = stage.pu(name)?.context("there was one")?;
+        assert_eq!(pu["tags"][key], serde_json::json!([value]), "{name}: {pu}");
+    }
     assert_eq!(
         stage.pus()?.iter().filter(|pu| pu["name"].as_str().is_some_and(|name| name.starts_with("by-path"))).count(),
         1

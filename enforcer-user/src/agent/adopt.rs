@@ -129,7 +129,7 @@ fn pus(state: &mut State) -> anyhow::Result<()> {
             created: clock::now(),
         };
         let name = pu.name.clone();
-        let signed = match state.choose(&pu.name, &pu.namespace, &pu.set) {
+        let signed = match state.choose(&pu.key, &pu.name, &pu.namespace, &pu.set) {
             Ok(carried) => {
                 pu.tags = carried.tags;
                 state.sign(&mut pu)

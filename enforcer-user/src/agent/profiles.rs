@@ -20,7 +20,7 @@ use crate::{
         credential::{self, PrepareError},
     },
     map_write::{MapWriteError, patiently},
-    workload::{TagSet, TagSource, tags::Carried},
+    workload::{TagSet, TagSource, finder, tags::Carried},
 };
 
 /// What is to change about a PU.
@@ -100,11 +100,12 @@ fn failed(error: anyhow::Error) -> ChangeError {
 }
 
 impl State {
-    /// Chooses the tags that travel.
-    pub fn choose(&self, name: &str, namespace: &str, set: &TagSet) -> Result<Carried, PrepareError> {
+    /// Chooses the tags that travel, of a PU that its source calls `key`.
+    pub fn choose(&self, key: &str, name: &str, namespace: &str, set: &TagSet) -> Result<Carried, PrepareError> {
         let bare = self.profile(name, namespace, &Tags::new(), 0, clock::now() * 1000);
         let room = credential::room_for_tags(&self.own, &bare)?;
-        self.carry.select(set, room).map_err(|error| error.of_pu(name))
+        let carry = if key.starts_with(finder::EXECUTED) { &self.carry_executed } else { &self.carry };
+        carry.select(set, room).map_err(|error| error.of_pu(name))
     }
 
     /// Signs the Trust Profile of a PU, later than any before.
@@ -210,7 +211,7 @@ impl State {
         (change.edit)(&mut pu.set);
         pu.name = change.name.clone().unwrap_or(pu.name);
         pu.namespace = change.namespace.clone().unwrap_or(pu.namespace);
-        let carried = self.choose(&pu.name, &pu.namespace, &pu.set).map_err(refused)?;
+        let carried = self.choose(&pu.key, &pu.name, &pu.namespace, &pu.set).map_err(refused)?;
         (pu.tags, pu.left_out) = (carried.tags, carried.left_out);
         if pu.set == before.set && pu.name == before.name && pu.namespace == before.namespace {
             return Ok(false);

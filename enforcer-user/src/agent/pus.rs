@@ -89,10 +89,11 @@ fn draft(shared: &Shared, wanted: &Wanted) -> Result<(LocalPu, PreparedCredentia
     let namespace = wanted.namespace.clone().unwrap_or_else(|| shared.config.namespace.clone());
     let mut set = wanted.tags.clone();
     set.set(TagSource::Enforcer, host::tags(&shared.config, state.own.id().as_str()));
-    let carried = state.choose(&name, &namespace, &set).map_err(invalid)?;
+    let key = wanted.key.clone().unwrap_or_else(|| format!("user:{id}"));
+    let carried = state.choose(&key, &name, &namespace, &set).map_err(invalid)?;
     let mut pu = LocalPu {
         index,
-        key: wanted.key.clone().unwrap_or_else(|| format!("user:{id}")),
+        key,
         id,
         name,
         namespace,

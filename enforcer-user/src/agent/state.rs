@@ -98,6 +98,8 @@ pub(super) struct State {
     pub retired: HashSet<u16>,
     /// Patterns of the tags that travel.
     pub carry: Carry,
+    /// The same for PUs of processes that match a rule.
+    pub carry_executed: Carry,
     /// Identities of live flows changed: they are to be judged again.
     pub moved: bool,
     /// What peers are being told of changed tags, by PU.
@@ -179,6 +181,7 @@ impl State {
             next_handle: rand::random(),
             retired: HashSet::new(),
             carry: config.tags.carry(),
+            carry_executed: config.tags.carry_executed(),
             moved: false,
             announcing: HashMap::new(),
             profile_lifetime: config.identity.profile_lifetime.as_secs(),

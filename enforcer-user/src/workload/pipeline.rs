@@ -44,6 +44,16 @@ struct Work {
     incomplete: HashMap<String, (bool, bool)>,
     /// PUs whose open ports are looked at next.
     round: VecDeque<String>,
+    /// When complete PUs were looked at, as long as they [`REST`].
+    looked_at: HashMap<String, Instant>,
+}
+
+impl Work {
+    /// When a PU may be looked at again, if not now.
+    fn rests_until(&self, key: &str, now: Instant) -> Option<Instant> {
+        let until = *self.looked_at.get(key)? + REST;
+        (until > now && !self.incomplete.contains_key(key)).then_some(until)
+    }
 }
 
 /// PUs looked at at once.
@@ -51,6 +61,9 @@ const THREADS: usize = 2;
 /// The first wait for a process, doubled up to [`PATIENCE`].
 const HASTE: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_millis(500);
+/// A complete PU is not looked at twice within this time: each change of what travels is a signature and news for all peers, and a
+/// PU may execute programs as often as it likes.
+const REST: Duration = Duration::from_millis(500);
 /// PUs looked at again each second, for what changes while they run.
 const AGAIN: usize = 8;
 
@@ -164,6 +177,9 @@ impl Shared {
             let waits = self.look(&key).is_err();
             let mut work = self.work();
             work.busy.remove(&key);
+            let now = Instant::now();
+            work.looked_at.retain(|_, when| now.duration_since(*when) < REST);
+            work.looked_at.insert(key.clone(), now);
             if waits && work.incomplete.contains_key(&key) {
                 let waited = work.later.get(&key).map_or(HASTE, |(_, waited)| (*waited * 2).min(PATIENCE));
                 work.later.insert(key, (Instant::now() + waited, waited));
@@ -183,12 +199,16 @@ impl Shared {
         let due = work.later.iter().find(|(key, (when, _))| *when <= now && !work.busy.contains(*key));
         let key = due.map(|(key, _)| key.clone()).or_else(|| {
             // One that is being looked at has its turn when that is over.
-            let at = work.queue.iter().position(|key| !work.busy.contains(key))?;
+            let ready = |key: &String| !work.busy.contains(key) && work.rests_until(key, now).is_none();
+            let at = work.queue.iter().position(ready)?;
             work.queue.remove(at)
         });
         let Some(key) = key else {
-            let next = work.later.values().map(|(when, _)| when.saturating_duration_since(now)).min();
-            let wait = next.unwrap_or(PATIENCE).clamp(Duration::from_millis(1), PATIENCE);
+            let rested = work.queue.iter().filter_map(|key| work.rests_until(key, now));
+            let next = work.later.values().map(|(when, _)| *when).chain(rested).min();
+            let wait = next
+                .map_or(PATIENCE, |when| when.saturating_duration_since(now))
+                .clamp(Duration::from_millis(1), PATIENCE);
             drop(self.some.wait_timeout(work, wait).unwrap_or_else(PoisonError::into_inner));
             return Some(None);
         };
@@ -352,6 +372,44 @@ mod tests {
         until(|| one(&sink, "a").complete);
         pipeline.gone("a").unwrap();
         assert!(sink.known("a").is_empty());
+    }
+
+    /// Counts how often it looks.
+    struct Counting(AtomicUsize);
+
+    impl Extractor for Counting {
+        fn source(&self) -> TagSource {
+            TagSource::Object
+        }
+
+        fn extract(&self, _: &KnownPu) -> anyhow::Result<Tags> {
+            let looks = self.0.fetch_add(1, Ordering::SeqCst);
+            Ok(tags("@sys:exe", &looks.to_string()))
+        }
+    }
+
+    #[test]
+    fn one_that_executes_all_the_time_is_looked_at_now_and_then() {
+        let sink = Arc::new(Recording::default());
+        let looks = Arc::new(Counting(AtomicUsize::new(0)));
+        let pipeline = Pipeline::start(sink.clone(), vec![looks.clone()]).unwrap();
+        let begin = Instant::now();
+        pipeline.appear("a", seen("a", true)).unwrap();
+        until(|| one(&sink, "a").complete);
+        for _ in 0..100 {
+            pipeline.examine("a");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // The last request is not lost.
+        let before = looks.0.load(Ordering::SeqCst);
+        pipeline.examine("a");
+        until(|| looks.0.load(Ordering::SeqCst) > before);
+        let most = begin.elapsed().as_millis() / REST.as_millis() + 2;
+        assert!(
+            looks.0.load(Ordering::SeqCst) as u128 <= most,
+            "{looks} looks",
+            looks = looks.0.load(Ordering::SeqCst)
+        );
     }
 
     #[test]

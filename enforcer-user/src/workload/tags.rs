@@ -4,13 +4,15 @@
 //! What policy judges, at both ends, is what the profile carries: [`Carry::select`] chooses it.
 
 mod carry;
+mod left_out;
 
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
 pub(crate) use carry::glob;
-pub use carry::{CARRY_DEFAULT, Carried, Carry, CarryError, TooLarge};
+pub use carry::{CARRY_DEFAULT, CARRY_EXECUTED_DEFAULT, Carried, Carry, CarryError, TooLarge};
+pub use left_out::{left_out, note_left_out};
 
 use crate::identity::Tags;
 

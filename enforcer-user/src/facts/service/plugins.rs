@@ -19,7 +19,10 @@ use crate::{
         plugin::{self, Question, Subject},
     },
     identity::Tags,
-    workload::{KnownPu, PuSink, Source, Stop, TagSet, TagSource, tags::Sifted},
+    workload::{
+        KnownPu, PuSink, Source, Stop, TagSet, TagSource,
+        tags::{Sifted, note_left_out},
+    },
 };
 
 /// PUs are looked for that often.
@@ -98,6 +101,7 @@ impl Plugins {
     fn take(&self, name: &str, known: &KnownPu, answer: Result<Sifted, FactError>) -> (Tags, bool) {
         match answer {
             Ok(Sifted { tags, refused }) => {
+                note_left_out(TagSource::Plugin, refused.len());
                 for error in &refused {
                     let error = FactError::untrusted(format!("plugin {name}"), error.to_string());
                     self.board.wrong("plugin", name, &error);

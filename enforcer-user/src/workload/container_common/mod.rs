@@ -11,14 +11,12 @@ mod cgroups;
 mod namespace;
 mod tracker;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 pub use cgroups::{CgroupWatch, container_of};
 pub use namespace::Namespace;
 pub use tracker::Tracker;
 
 use super::TagSource;
-use super::tags::TagError;
+use super::tags::{TagError, note_left_out};
 use crate::identity::Tags;
 
 /// A container or a pod, as its engine tells of it.
@@ -67,15 +65,11 @@ pub fn join(mut tags: Tags, more: Tags) -> Tags {
     tags
 }
 
-/// How many labels were left out since the agent started, because they could not be tags or posed as the enforcer's own.
-pub fn labels_refused() -> u64 {
-    LABELS_REFUSED.load(Ordering::Relaxed)
-}
-
-static LABELS_REFUSED: AtomicU64 = AtomicU64::new(0);
-
+/// Logs and counts the labels of a unit that were left out; they are of the first of its sources.
 fn note_refused(unit: &Unit) {
-    LABELS_REFUSED.fetch_add(unit.refused.len() as u64, Ordering::Relaxed);
+    if let Some((source, _)) = unit.tags.first() {
+        note_left_out(*source, unit.refused.len());
+    }
     for error in &unit.refused {
         tracing::warn!(container = %unit.name, %error, "a label was left out");
     }

@@ -72,7 +72,9 @@ impl Tracker {
         match self.units.get_mut(id) {
             Some(tracked) if tracked.unit == unit => (tracked.members, tracked.told) = (members, told),
             Some(tracked) => {
-                note_refused(&unit);
+                if tracked.unit.refused != unit.refused {
+                    note_refused(&unit);
+                }
                 (tracked.unit, tracked.members, tracked.told, tracked.refused) = (unit, members, told, None);
                 for (key, target) in tracked.pus.clone() {
                     tell(sink, &key, tracked, target);

@@ -17,7 +17,7 @@ use common::{
 };
 use ring::digest;
 
-use super::{Finder, name_of, place::Place, rules::Rule, sockets};
+use super::{EXECUTED, Finder, name_of, place::Place, rules::Rule, sockets};
 use crate::{
     admin::PuTarget,
     sys,
@@ -77,7 +77,7 @@ impl Finder {
         let short: String = hash.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         let name = rule.name.clone().unwrap_or_else(|| name_of(&exe));
         Ok(Some(Match {
-            key: format!("exec:{short}"),
+            key: format!("{EXECUTED}{short}"),
             name,
             rule: rule.clone(),
             cgroup: self.place.pu_cgroups.join(format!("exec-{short}")),
@@ -227,7 +227,7 @@ impl Finder {
 
     /// Ends PUs whose processes have ended some time ago.
     pub(super) fn sweep_empty(&mut self) {
-        for pu in self.pipeline.known("exec:") {
+        for pu in self.pipeline.known(EXECUTED) {
             let PuTarget::Cgroup(cgroup) = &pu.target else { continue };
             let populated = fs::read_to_string(cgroup.join("cgroup.events")).map(|text| text.contains("populated 1"));
             if populated.unwrap_or(cgroup.exists()) {

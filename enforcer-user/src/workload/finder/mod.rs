@@ -163,6 +163,9 @@ impl Finder {
     }
 }
 
+/// What the keys of PUs begin with that hold processes of a rule.
+pub(crate) const EXECUTED: &str = "exec:";
+
 /// Between looks at processes that the kernel stopped and did not tell of.
 const SOON: Duration = Duration::from_millis(100);
 /// Between looks at all cgroups.

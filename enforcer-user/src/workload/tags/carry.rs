@@ -35,6 +35,10 @@ pub const CARRY_DEFAULT: &[&str] = &[
     "@k8s:pod",
 ];
 
+/// `tags.carry_executed` unless the configuration says otherwise: what a PU of processes that match a rule is made of, so
+/// that it changes only if what runs is another program.
+pub const CARRY_EXECUTED_DEFAULT: &[&str] = &["@sys:exe", "@sys:sha256", "@sys:user"];
+
 /// Patterns of keys that travel, in order of their importance.
 ///
 /// The first pattern that matches a key decides: `!PATTERN` keeps it on this host, any other lets it travel, and tells how
@@ -107,6 +111,11 @@ impl Carry {
             }
         };
         patterns.iter().map(one).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// These patterns, and behind them those of `more`.
+    pub fn and(&self, more: &Self) -> Self {
+        Self(self.0.iter().chain(&more.0).cloned().collect())
     }
 
     /// Chooses what travels within `room` bytes of the profile's JSON ([`tag_len`] each).
