@@ -79,8 +79,8 @@ guest         net 192.0.2.0/24  any       deny (default)     allow (shop/out)
             "from": "guest", "to": "db",
             "ports": [{
                 "ports": ["tcp/5432"],
-                "before": {"action": "allow", "rule": "shop/call"},
-                "after": {"action": "deny", "rule": "shop/no-guests"},
+                "before": {"action": "allow", "rule": "shop/call", "namespace": "/"},
+                "after": {"action": "deny", "rule": "shop/no-guests", "namespace": "/"},
             }],
         })
     );

@@ -55,6 +55,16 @@ pub struct Judged {
     pub action: Action,
     /// Full name of the rule that decides; `None` for the default.
     pub rule: Option<String>,
+    /// Namespace that rule lives in, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+}
+
+impl Judged {
+    pub(crate) fn new(action: Action, rule: Option<&PolicyRule>) -> Self {
+        let namespace = rule.map(|rule| rule.namespace().to_string());
+        Self { action, rule: rule.map(PolicyRule::full_name), namespace }
+    }
 }
 
 /// Compares two sets of rules over the known identities and the external networks that any of the rules names, by prefix
@@ -217,7 +227,7 @@ impl<'a> Side<'a> {
     }
 
     fn judged(&self, (action, rule): (Action, RuleId)) -> Judged {
-        Judged { action, rule: self.compiled.rule(rule).map(|rule| rule.full_name()) }
+        Judged::new(action, self.compiled.rule(rule).map(Arc::as_ref))
     }
 }
 

@@ -44,6 +44,9 @@ pub struct FlowRecord {
     /// The rule that decided.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub rule: String,
+    /// Namespace that rule lives in; empty in records of versions that did not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub rule_namespace: String,
     /// Name of the reason.
     #[serde(default)]
     pub reason: String,
@@ -122,6 +125,9 @@ pub struct ObservedVerdict {
     /// The rule behind it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub rule: String,
+    /// Namespace that rule lives in.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub rule_namespace: String,
     /// The reason behind it.
     #[serde(default)]
     pub reason: String,

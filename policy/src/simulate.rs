@@ -91,6 +91,7 @@ struct Key {
     port: u16,
     verdict: Action,
     rule: String,
+    rule_namespace: String,
     reason: String,
     observe_mode: bool,
 }
@@ -142,6 +143,7 @@ impl Simulation {
             port: record.port,
             verdict: record.verdict,
             rule: record.rule,
+            rule_namespace: record.rule_namespace,
             reason: record.reason,
             observe_mode: record.observed.is_some_and(|observed| observed.by == ObservedBy::Mode),
         };
@@ -158,7 +160,9 @@ impl Simulation {
         let mut summary = Summary { records: self.records, kinds: self.groups.len() as u64, ..Summary::default() };
         let mut connections = Vec::new();
         for (key, group) in std::mem::take(&mut self.groups) {
-            let before = Judged { action: key.verdict, rule: Some(key.rule.clone()).filter(|rule| !rule.is_empty()) };
+            let known = |name: &String| Some(name.clone()).filter(|name| !name.is_empty());
+            let (rule, namespace) = (known(&key.rule), known(&key.rule_namespace));
+            let before = Judged { action: key.verdict, rule, namespace };
             let after = self.judge(&key, &before)?;
             // A connection that lived on from before the records began is counted as one.
             let flows = group.flows[0].max(group.flows[1]).max(1);
@@ -200,12 +204,12 @@ impl Simulation {
             evaluate(rules, from, to, key.protocol, key.port, self.now)
         } else {
             let (Some(subject), Some(object)) = (self.number(from)?, self.number(to)?) else {
-                return Ok(Judged { action: Action::Deny, rule: None });
+                return Ok(Judged::new(Action::Deny, None));
             };
             self.compiled.pair(subject, object).decide(key.protocol, key.port)
         };
-        let rule = decision.rule.and_then(|id| self.compiled.rule(id)).map(|rule| rule.full_name());
-        Ok(Judged { action: decision.action, rule })
+        let rule = decision.rule.and_then(|id| self.compiled.rule(id));
+        Ok(Judged::new(decision.action, rule.map(Arc::as_ref)))
     }
 
     /// Nothing for an address no rule names.

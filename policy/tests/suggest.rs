@@ -39,6 +39,7 @@ fn record(from: &RecordEnd, to: &RecordEnd, proto: u8, port: u16, flows: u64) ->
         port,
         verdict: Action::Allow,
         rule: String::new(),
+        rule_namespace: String::new(),
         reason: "allowed".into(),
         peer_reason: false,
         observed: None,

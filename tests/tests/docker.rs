@@ -150,6 +150,9 @@ fn attributes_are_tags_and_labels_cannot_pose_as_them() -> Result<()> {
     assert_eq!(tags(&pus[0], "app"), ["web"]);
     let log = stage.a.enforcer_log();
     ensure!(log.contains("a label was left out") && log.contains("@container:image"), "{log}");
+    let left_out =
+        || Ok::<_, anyhow::Error>(stage.a.counters()?.get(r#"enforcer_tags_left_out_total{source="container"}"#));
+    assert_eq!(left_out()?, 1);
 
     stage.docker.docker(&["rename", "web", "shop"])?.ok()?;
     let renamed = stage.a.wait_for_pus(&["shop"])?;

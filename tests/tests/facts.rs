@@ -419,6 +419,7 @@ fn a_plugin_says_more_of_a_pu_in_plain_keys_only() -> Result<()> {
         expect_trouble(a, "plugin", words)?;
     }
     ensure!(a.enforcer_log().contains("tag `@user:sub`: keys that begin with `@`"), "{}", a.enforcer_log());
+    assert!(a.counters()?.get(r#"enforcer_tags_left_out_total{source="plugin"}"#) >= 1);
     assert!(errors(a, "plugin", "untrusted")? >= 1 && errors(a, "plugin", "malformed")? >= 1);
     within(NOTICE, "the slow one is counted", || Ok(errors(a, "plugin", "unreachable")? >= 1))?;
     within(NOTICE, "nothing of it lives on", || {

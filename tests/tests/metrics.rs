@@ -73,7 +73,10 @@ fn settled(host: &Host, done: impl Fn(&Samples) -> bool) -> Result<Samples> {
 fn one_connection_counts_once_at_each_end() -> Result<()> {
     let lab = Lab::new("metrics")?;
     let (a, b) = (lab.host("a")?, lab.host("b")?);
-    lab.write_policy("p.yaml", &format!("name: p\nrules:\n  - web: allow app=client -> app=server tcp/{PORT}\n"))?;
+    lab.write_policy(
+        "p.yaml",
+        &format!("name: p\nnamespace: /demo\nrules:\n  - web: allow app=client -> app=server tcp/{PORT}\n"),
+    )?;
     for host in [&a, &b] {
         host.start_enforcer("")?;
         assert_eq!(get(host, "/healthz")?.0, "200");
@@ -129,6 +132,17 @@ fn one_connection_counts_once_at_each_end() -> Result<()> {
         assert_eq!(grown(r#"enforcer_map_entries{map="PEER_PUS"}"#), 1.0);
     }
 
+    // It has ended, and counts for its rule at both ends.
+    let by_rule = r#"enforcer_rule_verdicts_total{namespace="/demo",policy="p",rule="web",verdict="allow"}"#;
+    for host in [&a, &b] {
+        let counted = settled(host, |samples| samples.contains_key(by_rule))?;
+        assert_eq!(grown(&Samples::new(), &counted, &["enforcer_rule_verdicts"]), expected(&[(by_rule, 1.0)]));
+        let records = host.records()?;
+        let ended = records.iter().find(|record| record.event == "end").context("no record of its end")?;
+        assert_eq!((ended.rule.as_str(), ended.rule_namespace.as_str()), ("p/web", "/demo"));
+        assert!(host.enforcer(&["flows"])?.ok()?.contains("NAMESPACE"));
+    }
+
     // The same pair again, at a port no rule names: judged in the kernel, refused at once, the reason told.
     assert_eq!(client.connect(&b.socket_v4(PORT + 1), &[])?.outcome, Outcome::Refused);
     let denied = [samples(&a)?, samples(&b)?];
@@ -163,8 +177,14 @@ fn one_connection_counts_once_at_each_end() -> Result<()> {
 fn promtool_finds_nothing_to_say() -> Result<()> {
     let lab = Lab::new("promtool")?;
     let host = lab.host("a")?;
-    lab.write_policy("p.yaml", "name: p\nrules: []\n")?;
+    lab.write_policy("p.yaml", &format!("name: p\nrules:\n  - nobody: deny any -> app=server tcp/{PORT}\n"))?;
     host.start_enforcer("")?;
+    let server = host.workload("server", &["app=server"])?;
+    let _listener = server.serve(&["--listen", &format!("[::]:{PORT}")])?;
+    let attempt = server.connect(&host.socket_v4(PORT), &[])?;
+    assert_eq!(attempt.outcome, Outcome::Refused, "{attempt:?}");
+    let refused = |samples: &Samples| samples.keys().any(|name| name.starts_with("enforcer_rule_verdicts_total"));
+    ensure!(refused(&settled(&host, refused)?), "the refusal was not counted for its rule");
     let (_, text) = get(&host, "/metrics")?;
     let mut promtool = Command::new("promtool")
         .args(["check", "metrics"])

@@ -185,9 +185,9 @@ fn simulate_reads_what_the_agent_recorded() -> Result<()> {
     assert_eq!(seen, [1, 1, 3, 0], "{simulated:#}\n{recorded}");
     let first = &simulated["connections"][0];
     assert_eq!((&first["port"], &first["flows"]), (&json!("tcp/8021"), &json!(1)), "{simulated:#}");
-    assert_eq!(first["before"], json!({"action": "allow", "rule": "pair/call"}));
+    assert_eq!(first["before"], json!({"action": "allow", "rule": "pair/call", "namespace": "/"}));
     assert_eq!(first["after"], json!({"action": "deny", "rule": null}));
-    assert_eq!(simulated["connections"][1]["after"], json!({"action": "allow", "rule": "next/keep"}));
+    assert_eq!(simulated["connections"][1]["after"], json!({"action": "allow", "rule": "next/keep", "namespace": "/"}));
     let told = policy(&pair.b, &["simulate", text(&new), "--records", text(&pair.b.directory().join("flows.jsonl"))])?;
     assert!(
         told.stdout.contains(": 1 connection newly denied, 1 connection newly allowed, 3 connections stay allowed"),

@@ -223,8 +223,14 @@ pub struct FlowView {
     pub state: String,
     /// Rule that allowed it, `policy/rule`.
     pub rule: String,
+    /// Namespace that rule lives in, or empty.
+    #[serde(default)]
+    pub rule_namespace: String,
     /// Observed rule that would decide otherwise, or empty.
     pub observed_rule: String,
+    /// Namespace of the observed rule, or empty.
+    #[serde(default)]
+    pub observed_rule_namespace: String,
     /// `hello`, `resume`, `external` or `none`.
     pub path: String,
     /// Why it was cut; `allowed` while it lives.
@@ -273,8 +279,14 @@ pub struct RecordView {
     pub verdict: String,
     /// Rule that decided, `policy/rule`; empty for none.
     pub rule: String,
+    /// Namespace that rule lives in; empty for none.
+    #[serde(default)]
+    pub rule_namespace: String,
     /// Observed rule that would decide otherwise, or empty.
     pub observed_rule: String,
+    /// Namespace of the observed rule, or empty.
+    #[serde(default)]
+    pub observed_rule_namespace: String,
     /// Name of the reason (`enforcer reasons`).
     pub reason: String,
     /// The verdict there would be, where it differs; else empty.

@@ -15,7 +15,10 @@ use crate::{
     admin::{AdminError, Answer, Caller, ErrorKind, FollowItem, Handler, Request, Response},
     identity::Tags,
     metrics::{INTERFACE_STATES, KernelSnapshot, KernelStats, MapFill},
-    workload::{TagSet, TagSource, tags::check_plain},
+    workload::{
+        TagSet, TagSource,
+        tags::{check_plain, left_out},
+    },
 };
 
 /// The agent behind its admin socket.
@@ -51,12 +54,17 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
             policy_apply::apply(shared, files, prune, dry_run).map(Response::Applied)
         }
         Request::Explain { mut subject, mut object, protocol, port } => {
-            let state = shared.state();
-            for end in [&mut subject, &mut object] {
-                state.name_external(end);
-            }
-            let explained =
-                policy::explain(state.compiled.rules(), &subject, &object, protocol, port, state.compiled.now());
+            // Looking at a hundred thousand rules takes longer than a first contact should wait.
+            let (numbers, rules, now) = {
+                let state = shared.state();
+                for end in [&mut subject, &mut object] {
+                    state.name_external(end);
+                }
+                let numbers: Vec<_> = state.compiled.rules().map(|(id, _)| id).collect();
+                (numbers, state.rules.clone(), state.compiled.now())
+            };
+            let rules = numbers.into_iter().zip(rules.iter().map(|rule| &**rule));
+            let explained = policy::explain(rules, &subject, &object, protocol, port, now);
             Ok(Response::Explained((&explained).into()))
         }
         Request::Forget { peer } => forget(shared, peer.as_deref()).map(Response::Forgotten),
@@ -175,6 +183,7 @@ impl KernelStats for Stats {
             policy_generation: u64::from(state.config.current().generation),
             policy_rules: state.rules.len() as u64,
             observed: state.observed.namespaces().map(ToString::to_string).collect(),
+            tags_left_out: left_out().to_vec(),
             records: shared.log.recorder().map(|recorder| recorder.counters().into()),
             interfaces,
         })

@@ -47,7 +47,7 @@ use crate::{
     link_net,
     load::{Interfaces, Kernel, LoadOptions, MapSizes, UnloadOptions, XdpMode, unload},
     map_write::Maps,
-    metrics::{Metrics, MetricsServer},
+    metrics::{Metrics, MetricsServer, RuleVerdicts},
     records::Recorder,
     ring::{Handshakes, Telemetry},
     tap::Tap,
@@ -131,6 +131,9 @@ fn start_and_serve(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<()>
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let metrics = Arc::new(Metrics::new(Arc::new(admin::Stats(shared.clone())))?);
     metrics.register(shared.facts.board().collector())?;
+    if let Some(verdicts) = shared.log.verdicts() {
+        metrics.register(verdicts.collector())?;
+    }
     let on_held = {
         let (shared, metrics) = (shared.clone(), metrics.clone());
         move |held: &common::event::Held| contact::decide(&shared, &metrics, held)
@@ -196,9 +199,10 @@ fn start(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<Arc<Shared>> 
     }
     state.config.beat()?;
     let recorder = Recorder::start(&config.records, state.own.id().name(), names.clone()).context("writing records")?;
+    let verdicts = RuleVerdicts::new(config.metrics.rule_series, names.clone())?;
     observe::announce(&state);
     let shared = Arc::new(Shared {
-        log: FlowLog::new(names.clone()).with_recorder(recorder),
+        log: FlowLog::new(names.clone()).with_recorder(recorder).with_verdicts(verdicts),
         facts: Facts::new(&config)?,
         config,
         maps,

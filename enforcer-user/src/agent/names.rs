@@ -7,10 +7,11 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
+use policy::{Head, PolicyRule, RuleId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    flow_log::{Names, Tagged},
+    flow_log::{Names, RuleName, Tagged},
     identity::EnforcerId,
     map_write::Maps,
     workload::TagSet,
@@ -26,7 +27,8 @@ struct Tables {
     // By session and identity.
     peers: HashMap<(u32, u32), String>,
     identities: HashMap<u32, String>,
-    rules: HashMap<u32, String>,
+    rules: HashMap<u32, RuleName>,
+    rules_version: u64,
     tagged: HashMap<u32, Arc<Tagged>>,
     gone: Vec<u32>,
     heard: HashMap<IpAddr, BTreeSet<String>>,
@@ -90,8 +92,11 @@ impl NameTable {
     }
 
     /// Names rules.
-    pub fn set_rules(&self, rules: impl Iterator<Item = (u32, String)>) {
-        self.write(|tables| tables.rules.extend(rules));
+    pub fn set_rules(&self, rules: impl Iterator<Item = (u32, RuleName)>) {
+        self.write(|tables| {
+            tables.rules.extend(rules);
+            tables.rules_version += 1;
+        });
     }
 
     /// Forgets names of what has gone once there are too many of them; `live` are the PUs, identities and rules that are there.
@@ -111,10 +116,55 @@ impl NameTable {
         look(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The rules' names, for [`rules_file`].
-    pub fn rules(&self) -> HashMap<u32, String> {
-        self.read(|tables| tables.rules.clone())
+    /// The rules' names as JSON, for [`rules_file`].
+    ///
+    /// # Errors
+    /// Never in practice: numbers and text.
+    pub fn rules_text(&self) -> serde_json::Result<Vec<u8>> {
+        self.read(|tables| {
+            let parts = |(number, name): (&u32, &RuleName)| {
+                (*number, SavedRule::Parts(name.namespace.to_string(), name.policy.to_string(), name.rule.to_string()))
+            };
+            serde_json::to_vec(&tables.rules.iter().map(parts).collect::<HashMap<u32, SavedRule>>())
+        })
     }
+}
+
+/// A rule's name in [`rules_file`].
+#[derive(Deserialize, Serialize)]
+#[serde(untagged)]
+enum SavedRule {
+    /// Namespace, policy, rule.
+    Parts(String, String, String),
+    /// `policy/rule`, as versions before wrote it.
+    Full(String),
+}
+
+impl From<SavedRule> for RuleName {
+    fn from(saved: SavedRule) -> Self {
+        match saved {
+            SavedRule::Parts(namespace, policy, rule) => {
+                Self { namespace: namespace.into(), policy: policy.into(), rule: rule.into() }
+            }
+            SavedRule::Full(rule) => Self { rule: rule.into(), ..Self::default() },
+        }
+    }
+}
+
+/// Rules' names by number; rules of one policy share its name and namespace.
+pub(super) fn named<'a>(
+    rules: impl Iterator<Item = (RuleId, &'a PolicyRule)>,
+) -> impl Iterator<Item = (u32, RuleName)> {
+    let mut last: Option<(Arc<Head>, Arc<str>, Arc<str>)> = None;
+    rules.map(move |(id, rule)| {
+        let head = rule.head();
+        if last.as_ref().is_none_or(|(known, ..)| !Arc::ptr_eq(known, head)) {
+            last = Some((head.clone(), rule.namespace().to_string().into(), rule.policy().into()));
+        }
+        let (namespace, policy) =
+            last.as_ref().map(|(_, namespace, policy)| (namespace.clone(), policy.clone())).unwrap_or_default();
+        (id.0, RuleName { namespace, policy, rule: rule.own_name().into() })
+    })
 }
 
 /// Numbers in use.
@@ -131,13 +181,17 @@ pub struct Live {
 /// Names of what has gone are kept for the records that tell of it, but only so many.
 const GONE_MAX: usize = 20_000;
 
-fn shrink(names: &mut HashMap<u32, String>, live: &HashSet<u32>) {
+fn shrink<T>(names: &mut HashMap<u32, T>, live: &HashSet<u32>) {
     if names.len() > live.len() + GONE_MAX {
         names.retain(|number, _| live.contains(number));
     }
 }
 
 impl Names for NameTable {
+    fn rules_version(&self) -> u64 {
+        self.read(|tables| tables.rules_version)
+    }
+
     fn pu(&self, pu: u32) -> String {
         self.read(|tables| tables.pus.get(&pu).cloned()).unwrap_or_default()
     }
@@ -155,8 +209,9 @@ impl Names for NameTable {
         self.read(|tables| tables.heard.get(&address).cloned()).unwrap_or_default()
     }
 
-    fn rule(&self, rule: u32) -> String {
-        self.read(|tables| tables.rules.get(&rule).cloned()).unwrap_or_else(|| format!("rule {rule}"))
+    fn rule(&self, rule: u32) -> RuleName {
+        let unknown = || RuleName { rule: format!("rule {rule}").into(), ..RuleName::default() };
+        self.read(|tables| tables.rules.get(&rule).cloned()).unwrap_or_else(unknown)
     }
 }
 
@@ -251,9 +306,10 @@ pub(super) fn offline_names(maps: &Maps, socket: &Path) -> NameTable {
 }
 
 /// The rules' names as the last agent left them; none if they cannot be read.
-pub(super) fn saved_rules(socket: &Path) -> HashMap<u32, String> {
+pub(super) fn saved_rules(socket: &Path) -> HashMap<u32, RuleName> {
     let bytes = std::fs::read(rules_file(socket)).unwrap_or_default();
-    serde_json::from_slice(&bytes).unwrap_or_default()
+    let saved: HashMap<u32, SavedRule> = serde_json::from_slice(&bytes).unwrap_or_default();
+    saved.into_iter().map(|(number, name)| (number, name.into())).collect()
 }
 
 #[cfg(test)]
@@ -268,16 +324,32 @@ mod tests {
             names.set_pu(number, "pu");
             names.set_identity(number, "identity".into());
         }
-        names.set_rules((0..GONE_MAX as u32).map(|rule| (rule, "rule".into())));
+        let rule = || RuleName { namespace: "/n".into(), policy: "p".into(), rule: "r".into() };
+        names.set_rules((0..GONE_MAX as u32).map(|number| (number, rule())));
         names.prune(&live);
-        assert_eq!((names.pu(9), names.peer(0, 9), names.rule(9)), ("pu".into(), "identity".into(), "rule".into()));
+        assert_eq!((names.pu(9), names.peer(0, 9), names.rule(9)), ("pu".into(), "identity".into(), rule()));
         for number in 0..10 {
             names.set_pu(1_000_000 + number, "pu");
             names.set_identity(1_000_000 + number, "identity".into());
         }
-        names.set_rules((0..10).map(|rule| (1_000_000 + rule, "rule".into())));
+        names.set_rules((0..10).map(|number| (1_000_000 + number, rule())));
         names.prune(&live);
-        assert_eq!((names.pu(1), names.peer(0, 2), names.rule(3)), ("pu".into(), "identity".into(), "rule".into()));
-        assert_eq!((names.pu(9), names.peer(0, 9), names.rule(9)), (String::new(), String::new(), "rule 9".into()));
+        assert_eq!((names.pu(1), names.peer(0, 2), names.rule(3)), ("pu".into(), "identity".into(), rule()));
+        let gone = (names.pu(9), names.peer(0, 9), names.rule(9).full());
+        assert_eq!(gone, (String::new(), String::new(), "rule 9".into()));
+    }
+
+    #[test]
+    fn rules_names_are_saved_and_those_of_versions_before_read() {
+        let directory = tempfile::tempdir().expect("directory");
+        let socket = directory.path().join("enforcer.sock");
+        let name = RuleName { namespace: "/n".into(), policy: "p".into(), rule: "r".into() };
+        let names = NameTable::default();
+        names.set_rules([(7, name.clone())].into_iter());
+        std::fs::write(rules_file(&socket), names.rules_text().expect("text")).expect("written");
+        assert_eq!(saved_rules(&socket), [(7, name)].into());
+        std::fs::write(rules_file(&socket), r#"{"7":"p/r"}"#).expect("written");
+        let read = saved_rules(&socket).remove(&7).map(|name| (name.full(), name.namespace.to_string()));
+        assert_eq!(read, Some(("p/r".into(), String::new())));
     }
 }

@@ -86,14 +86,11 @@ impl State {
     /// # Errors
     /// If the rules cannot be compiled; nothing has changed then.
     pub fn compile(&mut self, rules: Rules) -> anyhow::Result<Delta> {
-        // Names of removed rules are kept for records.
-        let gone: Vec<(u32, String)> = self.compiled.rules().map(|(id, rule)| (id.0, rule.full_name())).collect();
         let delta = self.compiled.update_rules(&rules.rules)?;
         self.rules = rules.rules;
         self.policy_files = rules.texts.iter().map(|file| file.file.as_str().into()).collect();
-        self.names.set_rules(gone.into_iter());
-        let added = delta.added.iter().filter_map(|id| Some((id.0, self.compiled.rule(*id)?.full_name())));
-        self.names.set_rules(added);
+        // Names of removed rules are kept for records; one without name that moved has another.
+        self.names.set_rules(names::named(self.compiled.rules()));
         for rule in delta.added.iter().filter_map(|id| self.compiled.rule(*id)) {
             if let Some(until) = rule.rule().until.filter(|_| rule.rule().is_expired(self.compiled.now())) {
                 let (rule, source) = (rule.full_name(), rule.location().to_string());
@@ -270,7 +267,7 @@ fn put_in_force(shared: &Shared, rules: anyhow::Result<Rules>) {
 /// Leaves the rules' names for the command line while no agent runs.
 pub(super) fn save_rule_names(shared: &Shared) {
     let file = names::rules_file(&shared.config.paths.socket);
-    let written = serde_json::to_vec(&shared.names.rules()).map_err(std::io::Error::from).and_then(|bytes| {
+    let written = shared.names.rules_text().map_err(std::io::Error::from).and_then(|bytes| {
         let fresh = file.with_extension("rules.new");
         if let Some(directory) = file.parent() {
             std::fs::create_dir_all(directory)?;

@@ -138,7 +138,20 @@ pub(super) fn flows(socket: &Path, args: FlowsArgs, out: &mut Output) -> Result<
     if !flows.records.is_empty() {
         out.line("")?;
         let mut table = Table::new([
-            "TIME", "EVENT", "ROLE", "PU", "LOCAL", "REMOTE", "PEER", "VERDICT", "REASON", "RULE", "PATH", "IN", "OUT",
+            "TIME",
+            "EVENT",
+            "ROLE",
+            "PU",
+            "LOCAL",
+            "REMOTE",
+            "PEER",
+            "VERDICT",
+            "REASON",
+            "RULE",
+            "NAMESPACE",
+            "PATH",
+            "IN",
+            "OUT",
         ]);
         for record in flows.records {
             let reason = reason(&record);
@@ -153,6 +166,7 @@ pub(super) fn flows(socket: &Path, args: FlowsArgs, out: &mut Output) -> Result<
                 record.verdict,
                 reason,
                 record.rule,
+                record.rule_namespace,
                 record.path,
                 text::bytes(record.bytes_in),
                 text::bytes(record.bytes_out),
@@ -225,7 +239,20 @@ fn print_status(status: &StatusView, out: &mut Output) -> Result<(), Failure> {
 
 pub(super) fn flow_table(flows: &[FlowView]) -> Table {
     let mut table = Table::new([
-        "ROLE", "PU", "LOCAL", "REMOTE", "PROTO", "PEER", "STATE", "RULE", "PATH", "IN", "OUT", "RTT", "AGE",
+        "ROLE",
+        "PU",
+        "LOCAL",
+        "REMOTE",
+        "PROTO",
+        "PEER",
+        "STATE",
+        "RULE",
+        "NAMESPACE",
+        "PATH",
+        "IN",
+        "OUT",
+        "RTT",
+        "AGE",
     ]);
     for flow in flows {
         let flow = flow.clone();
@@ -238,6 +265,7 @@ pub(super) fn flow_table(flows: &[FlowView]) -> Table {
             flow.peer,
             if flow.state == "cut" { format!("cut ({})", flow.reason) } else { flow.state },
             flow.rule,
+            flow.rule_namespace,
             flow.path,
             text::bytes(flow.bytes_in),
             text::bytes(flow.bytes_out),
@@ -287,10 +315,11 @@ fn record_line(record: &RecordView) -> String {
         reason(record),
     );
     if !record.rule.is_empty() {
-        line.push_str(&format!(" rule={}", printable(&record.rule)));
+        line.push_str(&format!(" rule={} namespace={}", printable(&record.rule), printable(&record.rule_namespace)));
     }
     if !record.observed_rule.is_empty() {
-        line.push_str(&format!(" observed={}", printable(&record.observed_rule)));
+        let (rule, namespace) = (printable(&record.observed_rule), printable(&record.observed_rule_namespace));
+        line.push_str(&format!(" observed={rule} observed_namespace={namespace}"));
     }
     line.push_str(&format!(" path={}", record.path));
     if record.event == "end" || record.event == "cut" {

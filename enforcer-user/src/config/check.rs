@@ -133,6 +133,7 @@ fn endpoints(config: &Config) -> Result<(), Problem> {
     ensure(listen.is_empty() || listen.parse::<SocketAddr>().is_ok(), "metrics.listen", || {
         format!("{listen:?} is no address:port; write for example \"127.0.0.1:9464\", or \"\" for none")
     })?;
+    ensure(config.metrics.rule_series <= 100_000, "metrics.rule_series", || "must be at most 100000".into())?;
     ensure(!config.log.level.is_empty(), "log.level", || "must not be empty".into())?;
     if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&config.log.level) {
         return Err(("log.level".into(), format!("{:?}: {error}", config.log.level)));

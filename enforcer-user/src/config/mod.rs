@@ -205,6 +205,8 @@ pub struct Paths {
 pub struct Metrics {
     /// `address:port` of the Prometheus endpoint; empty for none.
     pub listen: String,
+    /// Most series of verdicts by rule; 0 for none.
+    pub rule_series: usize,
 }
 
 /// `[log]`
@@ -315,7 +317,7 @@ impl Default for Paths {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:9464".into() }
+        Self { listen: "127.0.0.1:9464".into(), rule_series: 1000 }
     }
 }
 

@@ -12,11 +12,12 @@ use tokio::sync::{broadcast, mpsc};
 
 use crate::{
     admin::{FollowItem, view::RecordView},
+    metrics::RuleVerdicts,
     records::Recorder,
 };
 
-pub use render::{Clock, Names, Tagged, flow_view, ip_addr, protocol_name, record_view};
-pub(crate) use render::{path_name, reason_name, time_text};
+pub use render::{Clock, Names, RuleName, Tagged, flow_view, ip_addr, protocol_name, record_view};
+pub(crate) use render::{path_name, reason_name, rule_name, time_text};
 
 /// Records kept.
 pub const CAPACITY: usize = 4096;
@@ -29,17 +30,34 @@ pub struct FlowLog {
     live: broadcast::Sender<Event>,
     names: Arc<dyn Names>,
     recorder: Option<Recorder>,
+    verdicts: Option<RuleVerdicts>,
 }
 
 impl FlowLog {
     /// An empty log.
     pub fn new(names: Arc<dyn Names>) -> Self {
-        Self { ring: Mutex::new(Ring::default()), live: broadcast::Sender::new(CAPACITY), names, recorder: None }
+        Self {
+            ring: Mutex::new(Ring::default()),
+            live: broadcast::Sender::new(CAPACITY),
+            names,
+            recorder: None,
+            verdicts: None,
+        }
     }
 
     /// The same, with records written of everything it takes in.
     pub fn with_recorder(self, recorder: Option<Recorder>) -> Self {
         Self { recorder, ..self }
+    }
+
+    /// The same, with everything it takes in counted by rule.
+    pub fn with_verdicts(self, verdicts: RuleVerdicts) -> Self {
+        Self { verdicts: Some(verdicts), ..self }
+    }
+
+    /// What counts by rule, if anything does.
+    pub fn verdicts(&self) -> Option<&RuleVerdicts> {
+        self.verdicts.as_ref()
     }
 
     /// What writes records, if anything does.
@@ -52,6 +70,9 @@ impl FlowLog {
         self.ring().push(event);
         if let Some(recorder) = &self.recorder {
             recorder.take(event);
+        }
+        if let Some(verdicts) = &self.verdicts {
+            verdicts.take(event);
         }
         if self.live.receiver_count() > 0 {
             // Fails only if the last follower has just left.

@@ -26,8 +26,12 @@ pub trait Names: Send + Sync {
     fn pu(&self, pu: u32) -> String;
     /// `enforcer/pu` of a peer's identity met in a session, or the external network; empty if unknown (identity 0).
     fn peer(&self, session: u32, identity: u32) -> String;
-    /// `policy/rule` of a rule; never asked for 0.
-    fn rule(&self, rule: u32) -> String;
+    /// Name of a rule; never asked for 0.
+    fn rule(&self, rule: u32) -> RuleName;
+    /// Differs whenever a number may stand for another rule than before.
+    fn rules_version(&self) -> u64 {
+        0
+    }
     /// What an identity is made of, for records; `None` if unknown.
     fn identity(&self, _identity: u32) -> Option<Arc<Tagged>> {
         None
@@ -35,6 +39,24 @@ pub trait Names: Send + Sync {
     /// Names by which a PU of this host looked an address up.
     fn fqdn(&self, _pu: u32, _address: IpAddr) -> BTreeSet<String> {
         BTreeSet::new()
+    }
+}
+
+/// How a rule is called, and where it lives. Thousands of rules share policy and namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RuleName {
+    /// Namespace of its policy; empty if nobody knows.
+    pub namespace: Arc<str>,
+    /// Its policy; empty if nobody knows.
+    pub policy: Arc<str>,
+    /// Its name within the policy.
+    pub rule: Box<str>,
+}
+
+impl RuleName {
+    /// `policy/rule`; empty for no rule.
+    pub fn full(&self) -> String {
+        if self.policy.is_empty() { self.rule.to_string() } else { format!("{}/{}", self.policy, self.rule) }
     }
 }
 
@@ -81,6 +103,7 @@ pub fn record_view(event: &Event, names: &dyn Names, clock: &Clock) -> RecordVie
     let refused = matches!(event.kind, event::EVENT_DENY | event::EVENT_CUT);
     // What started or ended was allowed; its reason is what observe mode lifted.
     let lifted = matches!(event.kind, event::EVENT_START | event::EVENT_END) && event.reason != 0;
+    let (rule, observed_rule) = (rule_name(names, event.rule), rule_name(names, event.observed_rule));
     RecordView {
         time: time_text(clock.wall(event.time_ns)),
         event: event_name(event.kind).into(),
@@ -91,8 +114,10 @@ pub fn record_view(event: &Event, names: &dyn Names, clock: &Clock) -> RecordVie
         pu: names.pu(event.pu),
         peer: names.peer(event.session, event.peer_identity),
         verdict: if refused { "deny" } else { "allow" }.into(),
-        rule: rule_name(names, event.rule),
-        observed_rule: rule_name(names, event.observed_rule),
+        rule: rule.full(),
+        rule_namespace: rule.namespace.to_string(),
+        observed_rule: observed_rule.full(),
+        observed_rule_namespace: observed_rule.namespace.to_string(),
         reason: reason_name(if lifted { Reason::Allowed as u16 } else { event.reason }),
         observed_verdict: match (refused, lifted, event.observed_rule) {
             (_, false, 0) => "",
@@ -115,6 +140,7 @@ pub fn record_view(event: &Event, names: &dyn Names, clock: &Clock) -> RecordVie
 /// A live flow as it is shown.
 pub fn flow_view(key: &FlowKey, flow: &Flow, names: &dyn Names, clock: &Clock) -> FlowView {
     let since = |ns: u64| clock.monotonic_ns.saturating_sub(ns) / 1000;
+    let (rule, observed_rule) = (rule_name(names, flow.rule), rule_name(names, flow.observed_rule));
     FlowView {
         role: role_name(flow.role).into(),
         local: endpoint(&key.local, key.local_port),
@@ -125,8 +151,10 @@ pub fn flow_view(key: &FlowKey, flow: &Flow, names: &dyn Names, clock: &Clock) -
         tags: Vec::new(),
         peer_tags: Vec::new(),
         state: state_name(flow.state).into(),
-        rule: rule_name(names, flow.rule),
-        observed_rule: rule_name(names, flow.observed_rule),
+        rule: rule.full(),
+        rule_namespace: rule.namespace.to_string(),
+        observed_rule: observed_rule.full(),
+        observed_rule_namespace: observed_rule.namespace.to_string(),
         path: path_name(flow.path).into(),
         reason: reason_name(if flow.state == flow::CUT { flow.reason } else { Reason::Allowed as u16 }),
         observed_reason: if flow.state == flow::CUT || flow.reason == 0 {
@@ -178,8 +206,9 @@ pub(crate) fn time_text(time: SystemTime) -> String {
     }
 }
 
-fn rule_name(names: &dyn Names, rule: u32) -> String {
-    if rule == 0 { String::new() } else { names.rule(rule) }
+/// An empty name for no rule.
+pub(crate) fn rule_name(names: &dyn Names, rule: u32) -> RuleName {
+    if rule == 0 { RuleName::default() } else { names.rule(rule) }
 }
 
 /// A number from a newer kernel side is shown as such.

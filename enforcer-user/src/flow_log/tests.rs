@@ -18,8 +18,8 @@ impl Names for Numbers {
     fn peer(&self, session: u32, identity: u32) -> String {
         if identity == 0 { String::new() } else { format!("s{session}/i{identity}") }
     }
-    fn rule(&self, rule: u32) -> String {
-        format!("p/r{rule}")
+    fn rule(&self, rule: u32) -> RuleName {
+        RuleName { namespace: "/n".into(), policy: "p".into(), rule: format!("r{rule}").into() }
     }
 }
 
@@ -98,7 +98,9 @@ fn a_record_says_everything_the_kernel_said() {
         peer: "s9/i7".into(),
         verdict: "deny".into(),
         rule: "p/r2".into(),
+        rule_namespace: "/n".into(),
         observed_rule: String::new(),
+        observed_rule_namespace: String::new(),
         reason: "deny_rule".into(),
         observed_verdict: String::new(),
         observed_reason: String::new(),

@@ -40,6 +40,8 @@ pub struct KernelSnapshot {
     pub policy_rules: u64,
     /// Namespaces in observe mode.
     pub observed: Vec<String>,
+    /// Labels and plugins' tags that were left out, by source.
+    pub tags_left_out: Vec<(&'static str, u64)>,
     /// Flow records, if any are written.
     pub records: Option<RecordCounts>,
     /// Interfaces in each of [`INTERFACE_STATES`].
@@ -142,6 +144,7 @@ fn kernel_families(snapshot: &KernelSnapshot) -> Vec<MetricFamily> {
     let max = maps.iter().map(|map| (vec![("map", map.name.as_str())], map.max));
     let observed = snapshot.observed.iter().map(|namespace| (vec![("namespace", namespace.as_str())], 1));
     let records = snapshot.records.clone().unwrap_or_default();
+    let left_out = snapshot.tags_left_out.iter().map(|(source, count)| (vec![("source", *source)], *count));
     let dropped = records.dropped.iter().map(|(cause, count)| (vec![("cause", *cause)], *count));
     let gauge = |name, help, value| single(MetricType::GAUGE, name, help, value);
     let mut all = vec![
@@ -174,6 +177,12 @@ fn kernel_families(snapshot: &KernelSnapshot) -> Vec<MetricFamily> {
         family(MetricType::GAUGE, "enforcer_observe_mode", "Namespaces in which nothing is enforced.", observed),
         single(MetricType::COUNTER, "enforcer_records_written_total", "Flow records written.", records.written),
         family(MetricType::COUNTER, "enforcer_records_dropped_total", "Flow records lost, by cause.", dropped),
+        family(
+            MetricType::COUNTER,
+            "enforcer_tags_left_out_total",
+            "Labels and tags of plugins that are no tags or begin with `@`, by source (container, pod, plugin).",
+            left_out,
+        ),
         family(
             MetricType::GAUGE,
             "enforcer_interfaces",

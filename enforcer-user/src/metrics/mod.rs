@@ -4,6 +4,7 @@
 
 mod http;
 mod kernel;
+mod rules;
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,6 +13,7 @@ use prometheus::{Histogram, HistogramOpts, IntCounterVec, Opts, Registry, TextEn
 
 pub use http::{MetricsError, MetricsServer};
 pub use kernel::{INTERFACE_STATES, KernelSnapshot, KernelStats, MapFill, RecordCounts, loss_names};
+pub use rules::RuleVerdicts;
 
 /// Every metric of the agent.
 pub struct Metrics {

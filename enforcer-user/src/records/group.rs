@@ -11,7 +11,7 @@ use policy::{
     Role,
 };
 
-use crate::flow_log::{Clock, Names, ip_addr, path_name, reason_name, time_text};
+use crate::flow_log::{Clock, Names, ip_addr, path_name, reason_name, rule_name, time_text};
 
 /// Events with equal keys become one record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,6 +88,7 @@ impl Group {
         let server = event.role == SERVER;
         let (from, to) = if server { (remote, local) } else { (local, remote) };
         let refused = is_refusal(event);
+        let rule = rule_name(names, event.rule);
         let from_port = if server { event.key.remote_port } else { event.key.local_port };
         Self {
             record: FlowRecord {
@@ -102,7 +103,8 @@ impl Group {
                 proto: RecordProto(event.key.proto),
                 port: service_port(event),
                 verdict: if refused { Action::Deny } else { Action::Allow },
-                rule: rule_name(names, event.rule),
+                rule: rule.full(),
+                rule_namespace: rule.namespace.to_string(),
                 reason: reason_name(if refused { event.reason } else { Reason::Allowed as u16 }),
                 peer_reason: event.peer_reason != 0,
                 observed: observed(event, names, refused),
@@ -181,29 +183,13 @@ fn described(names: &dyn Names, identity: u32) -> RecordEnd {
 }
 
 fn observed(event: &Event, names: &dyn Names, refused: bool) -> Option<ObservedVerdict> {
-    let rule = rule_name(names, event.observed_rule);
-    if refused {
-        let allowed = ObservedVerdict {
-            by: ObservedBy::Rule,
-            verdict: Action::Allow,
-            rule,
-            reason: reason_name(Reason::Allowed as u16),
-        };
-        return (event.observed_rule != 0).then_some(allowed);
-    }
-    if event.reason != 0 {
-        let reason = reason_name(event.reason);
-        return Some(ObservedVerdict { by: ObservedBy::Mode, verdict: Action::Deny, rule, reason });
-    }
-    let denied = ObservedVerdict {
-        by: ObservedBy::Rule,
-        verdict: Action::Deny,
-        rule,
-        reason: reason_name(Reason::DenyRule as u16),
+    let (by, verdict, reason) = match (refused, event.reason, event.observed_rule) {
+        (true, _, 0) | (false, 0, 0) => return None,
+        (true, ..) => (ObservedBy::Rule, Action::Allow, Reason::Allowed as u16),
+        (false, 0, _) => (ObservedBy::Rule, Action::Deny, Reason::DenyRule as u16),
+        (false, lifted, _) => (ObservedBy::Mode, Action::Deny, lifted),
     };
-    (event.observed_rule != 0).then_some(denied)
-}
-
-fn rule_name(names: &dyn Names, rule: u32) -> String {
-    if rule == 0 { String::new() } else { names.rule(rule) }
+    let rule = rule_name(names, event.observed_rule);
+    let (rule, rule_namespace) = (rule.full(), rule.namespace.to_string());
+    Some(ObservedVerdict { by, verdict, rule, rule_namespace, reason: reason_name(reason) })
 }

@@ -9,7 +9,7 @@ use common::{
 use policy::{Action, FlowRecord, ObservedBy, Role};
 
 use super::*;
-use crate::flow_log::Tagged;
+use crate::flow_log::{RuleName, Tagged};
 
 struct Shop;
 
@@ -20,8 +20,8 @@ impl Names for Shop {
     fn peer(&self, _: u32, identity: u32) -> String {
         format!("h2/i{identity}")
     }
-    fn rule(&self, rule: u32) -> String {
-        format!("shop/r{rule}")
+    fn rule(&self, rule: u32) -> RuleName {
+        RuleName { namespace: "/shop".into(), policy: "shop".into(), rule: format!("r{rule}").into() }
     }
     fn identity(&self, identity: u32) -> Option<Arc<Tagged>> {
         let tags = [("app".to_owned(), BTreeSet::from([format!("i{identity}")]))].into();
@@ -119,6 +119,7 @@ fn an_interval_is_one_record_for_each_service() {
     assert_eq!((db.flows, db.bytes_sent, db.bytes_received, db.packets_received), (1000, 10_000, 1_000_000, 2000));
     assert_eq!((db.rtt_us, db.rtt_max_us, db.role, db.verdict), (Some(100), Some(100), Role::Client, Action::Allow));
     assert_eq!((db.from.pu.as_str(), db.to.pu.as_str(), db.rule.as_str()), ("h1/pu1", "h2/i22", "shop/r7"));
+    assert_eq!(db.rule_namespace, "/shop");
     assert_eq!((db.reason.as_str(), db.path.as_str(), &db.observed), ("allowed", "resume", &None));
     assert!(db.from.tags["app"].contains("i11") && db.from.address.is_none() && db.from_port.is_none());
     assert!(db.since < db.time, "{} {}", db.since, db.time);
@@ -157,6 +158,7 @@ fn verdicts_and_what_would_have_been_are_told_apart() {
     assert_eq!((denied.verdict, denied.peer_reason, &denied.observed), (Action::Deny, true, &None));
     let cut = told("revoked").next().expect("cut").observed.clone().expect("observed");
     assert_eq!((cut.by, cut.verdict, cut.rule.as_str()), (ObservedBy::Rule, Action::Allow, "shop/r9"));
+    assert_eq!(cut.rule_namespace, "/shop");
     let mut lifted: Vec<_> = told("allowed").filter_map(|record| Some((record, record.observed.clone()?))).collect();
     lifted.sort_by_key(|(_, observed)| observed.reason.clone());
     let of: Vec<_> = lifted.iter().map(|(_, observed)| (observed.by, observed.reason.as_str())).collect();

@@ -206,10 +206,12 @@ impl PolicyRule {
 
     /// `policy/rule`, or `policy/#3` for the third rule when it has no name of its own.
     pub fn full_name(&self) -> String {
-        match &self.rule.name {
-            Some(name) => format!("{}/{name}", self.policy()),
-            None => format!("{}/#{}", self.policy(), self.position),
-        }
+        format!("{}/{}", self.policy(), self.own_name())
+    }
+
+    /// Its name within its policy, or `#3` for the third rule when it has none.
+    pub fn own_name(&self) -> String {
+        self.rule.name.clone().unwrap_or_else(|| format!("#{}", self.position))
     }
 
     /// Equal for rules of the same policy, namespace, tier, name and text, wherever they stand; in an ordered tier

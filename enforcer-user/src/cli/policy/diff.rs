@@ -69,9 +69,13 @@ pub(super) fn print(diff: &PairsDiff, out: &mut Output) -> Result<(), Failure> {
     Ok(out.table(&table)?)
 }
 
-/// `deny (shop/no-guests)`
+/// `deny (shop/no-guests)`; a namespace other than the root is said: `deny (shop/no-guests of /prod)`.
 pub(super) fn judged(judged: &Judged) -> String {
-    format!("{} ({})", judged.action, judged.rule.as_deref().unwrap_or("default"))
+    let rule = judged.rule.as_deref().unwrap_or("default");
+    match judged.namespace.as_deref().filter(|namespace| *namespace != "/") {
+        Some(namespace) => format!("{} ({rule} of {namespace})", judged.action),
+        None => format!("{} ({rule})", judged.action),
+    }
 }
 
 fn from_file(file: &Path) -> Result<Vec<Known>, Failure> {
