@@ -72,8 +72,14 @@ pub const INJECTION_MAGIC: u32 = 0x454e_4a31;
 pub const INJECT_INGRESS: u32 = 1;
 /// Already judged: the programs on `ifindex` let the frame pass unseen.
 pub const INJECT_TRUSTED: u32 = 2;
+/// As [`INJECT_TRUSTED`], but for the programs of the other end, where the PUs of both are behind the same interface.
+pub const INJECT_ANSWER: u32 = 8;
 /// Look the neighbour up, the frame's link-layer addresses mean nothing (egress only).
 pub const INJECT_NEIGHBOUR: u32 = 4;
+
+/// Differs in the mark of a packet that answers one: judged by the end that answers, not by the other yet. The lowest bit
+/// of `Config::mark` is of no account therefore.
+pub const MARK_ANSWER: u32 = 1;
 
 /// Index into the per-CPU array `HANDSHAKE_STATS`: packets written or accepted by the kernel, by type and direction.
 #[inline(always)]

@@ -61,7 +61,7 @@ reasons! {
     ProtocolDenied = 32, "protocol_denied", "This protocol is not allowed for a PU here.", "Write an external-network rule for it.";
     UnmanagedDenied = 33, "unmanaged_denied", "Unmanaged processes may not communicate here.", "Make the process a PU, or set `datapath.unmanaged = \"allow\"`.";
     Malformed = 34, "malformed", "The packet is malformed.", "Look for an attack.";
-    ExtensionHeader = 35, "extension_header", "The packet carries IPv6 extension headers that are not let through.", "Look for an attack.";
+    ExtensionHeader = 35, "extension_header", "The packet carries IPv6 extension headers or IPv4 options, which are not let through.", "Look for an attack.";
     Fragment = 36, "fragment", "A fragment whose connection is unknown.", "Check the path MTU.";
     PeerDenied = 37, "peer_denied", "The peer's enforcer refused without saying why.", "Look at the peer's log.";
     SessionExpired = 38, "session_expired", "The session has expired.", "Nothing: it is renewed by the next first contact.";
@@ -75,6 +75,7 @@ reasons! {
     NoLinkHeader = 46, "no_link_header", "A PU's packet on an interface without link-layer header (tun, WireGuard, ppp), where identity is not carried yet.", "Reach the PU through an Ethernet interface.";
     PuIncomplete = 47, "pu_incomplete", "Not all tags of the PU are known yet.", "Look in the log for the source that is late; `tags.wait` is how long a first connection waits.";
     UpdateVoid = 48, "update_void", "A message about changed tags is forged, damaged, or older than what is known.", "Look for an attack; one that was only late comes again.";
+    OtherListener = 49, "other_listener", "A program of sockets that share a port chose another one than the PU's that was judged.", "Share ports within one PU only, or take the program off the group (SO_DETACH_REUSEPORT_BPF).";
 }
 
 #[cfg(test)]

@@ -81,8 +81,8 @@ pub struct Flow {
     pub local_handle: u16,
     /// Handle of the PU at the other end.
     pub peer_handle: u16,
-    /// Zero.
-    pub pad: u16,
+    /// 1 once the connection was counted as `allowed`.
+    pub counted: u16,
     /// Index of the PU at this end.
     pub pu: u32,
     /// Identity of the PU at this end.

@@ -81,7 +81,7 @@ fn flows() {
     layout!(FlowKey, 40, local @ 0, remote @ 16, local_port @ 32, remote_port @ 34, proto @ 36, pad @ 37);
     layout!(
         Flow, 128,
-        state @ 0, role @ 1, path @ 2, flags @ 3, reason @ 4, local_handle @ 6, peer_handle @ 8, pad @ 10, pu @ 12,
+        state @ 0, role @ 1, path @ 2, flags @ 3, reason @ 4, local_handle @ 6, peer_handle @ 8, counted @ 10, pu @ 12,
         local_identity @ 16, peer_identity @ 20, session @ 24, local_isn @ 28, peer_isn @ 32, generation @ 36, rule @ 40,
         observed_rule @ 44, ifindex @ 48, pu_ifindex @ 52, next_out @ 56, ack_out @ 60, rtt_us @ 64, credential @ 68, confirm_mac @ 72,
         created_ns @ 80, bytes_out @ 88, packets_out @ 96, bytes_in @ 104, packets_in @ 112, seen_ns @ 120,

@@ -127,8 +127,9 @@ fn established(ctx: &SockOpsContext, flags: u32) {
 fn header_length(ctx: &SockOpsContext) {
     cleared!(key: FlowKey);
     identify(ctx, key);
-    let confirming = flow_of(key).is_some_and(|flow| flow.state == CONFIRMING);
-    if confirming {
+    // Asked for by another enforcer, of a cgroup around this one or within.
+    let Some(flow) = flow_of(key) else { return };
+    if flow.state == CONFIRMING {
         // SAFETY: a helper call on our own context.
         unsafe { bpf_reserve_hdr_opt(ctx.ops, OPTION_LEN as u32, 0) };
     } else {

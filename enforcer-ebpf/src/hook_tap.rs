@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use common::abi::{INJECT_INGRESS, INJECT_NEIGHBOUR, INJECT_TRUSTED, INJECTION_MAGIC, Injection};
+use common::abi::{INJECT_ANSWER, INJECT_INGRESS, INJECT_NEIGHBOUR, INJECT_TRUSTED, INJECTION_MAGIC, Injection, MARK_ANSWER};
 
 use crate::{
     emit::{config, count_at},
@@ -42,6 +42,8 @@ fn inject(ctx: &TcContext) -> Option<i32> {
         }
         if trailer.flags & INJECT_TRUSTED != 0 {
             ctx.skb.set_mark(config.mark);
+        } else if trailer.flags & INJECT_ANSWER != 0 {
+            ctx.skb.set_mark(config.mark ^ MARK_ANSWER);
         }
         if trailer.flags & INJECT_INGRESS != 0 {
             bpf_skb_change_type(skb, PACKET_HOST);

@@ -1,7 +1,7 @@
 //! TC egress of every interface, and of a PU's own interface (where egress is the way to the PU).
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use common::abi::Config;
+use common::abi::{Config, MARK_ANSWER};
 
 use crate::{
     attribute::{Source, is_pu_interface},
@@ -24,12 +24,14 @@ pub fn tc_pu_egress(ctx: TcContext) -> i32 {
 }
 
 /// Whether the enforcer itself made or already judged this packet. The mark is random for each load and taken off by the
-/// last program that looks: where a PU is behind the interface, the first of two leaves it.
+/// last program that looks: where a PU is behind the interface, the first of two leaves it, but on an answer to what came
+/// from there, at which the second is to look.
 #[inline(always)]
 pub fn own(ctx: &TcContext, config: &Config, first: bool) -> bool {
     // SAFETY: the context is valid for the whole program.
-    let marked = unsafe { (*ctx.skb.skb).mark } == config.mark && config.mark != 0;
-    if marked && !(first && is_pu_interface(ctx)) {
+    let difference = unsafe { (*ctx.skb.skb).mark } ^ config.mark;
+    let marked = difference & !MARK_ANSWER == 0 && config.mark != 0;
+    if marked && (difference == MARK_ANSWER || !(first && is_pu_interface(ctx))) {
         ctx.skb.set_mark(0);
     }
     marked

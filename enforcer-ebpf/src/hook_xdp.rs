@@ -11,7 +11,7 @@ use common::{
 };
 
 use crate::{
-    attribute::{is_forwarded, is_heard_by_ipv6, is_observed},
+    attribute::{Source, is_forwarded, is_heard_by_ipv6, is_observed},
     cleared::cleared,
     emit::{At, Parties, config, refused},
     flow_table::coarse_now,
@@ -27,7 +27,7 @@ pub fn xdp_shield(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn shield(ctx: &XdpContext) -> Option<u32> {
-    let parsed = scratch()?;
+    let parsed = scratch(Source::Socket)?;
     ip(ctx, &mut parsed.ip).ok()?;
     let ip = &parsed.ip;
     if !ip.is_plain_tcp() || ip.l4 > 1024 {

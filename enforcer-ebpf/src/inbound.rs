@@ -14,7 +14,7 @@ use crate::{
     attribute::{Source, UNMANAGED, ifindex, is_forwarded, is_observed, pu_info},
     cleared::cleared,
     emit::{At, Hold, Parties, count_handshake, count_reason, hold, refused},
-    flow_table::{Lookup, account_in, find, started},
+    flow_table::{Lookup, account_in, begins, find, started},
     inbound_answer::{answered, cut_by_peer, cut_option, refused_by_peer, retry_asked},
     inbound_open::opened,
     judge::rejudge,
@@ -30,12 +30,13 @@ use crate::{
 /// Judges one packet on its way to a PU.
 #[inline(always)]
 pub fn inbound(ctx: &TcContext, config: &Config, source: Source) -> i32 {
-    let Some(parsed) = scratch() else { return DROP };
+    let Some(parsed) = scratch(source) else { return DROP };
     match parse(ctx, parsed, true) {
         Kind::Tcp => {}
         Kind::Other => return other_protocols::inbound(ctx, config, source, parsed),
         Kind::Bare => return other_protocols::bare(ctx, source, parsed, Way::In),
-        Kind::NotIp => return PASS,
+        Kind::NotIp if source == Source::Socket => return PASS,
+        Kind::NotIp => return other_protocols::of_no_internet(ctx, source, Way::In),
         Kind::Malformed => return other_protocols::unparsable(ctx, source, Way::In),
     }
     let packet = Packet { ctx, config, source, ip: &parsed.ip, tcp: &parsed.tcp, key: &parsed.key };
@@ -165,8 +166,10 @@ fn handshake(packet: &Packet, flow: &mut Flow) -> i32 {
         CONFIRMING if is_update(packet) => updated(packet, flow),
         CONFIRMING => {
             flow.state = ESTABLISHED;
-            started(packet.key, flow);
-            count_reason(Reason::Allowed, false);
+            if begins(flow) {
+                started(packet.key, flow);
+                count_reason(Reason::Allowed, false);
+            }
             admit(packet, flow)
         }
         SYN_RECEIVED => confirmed(packet, flow),
@@ -210,9 +213,11 @@ fn confirmed(packet: &Packet, flow: &mut Flow) -> i32 {
     if flow.flags & FLAG_CREDENTIAL_SENT != 0 {
         remember(flow);
     }
-    started(packet.key, flow);
-    count_handshake(CONFIRM, true);
-    count_reason(Reason::Allowed, true);
+    if begins(flow) {
+        started(packet.key, flow);
+        count_handshake(CONFIRM, true);
+        count_reason(Reason::Allowed, true);
+    }
     admit(packet, flow)
 }
 

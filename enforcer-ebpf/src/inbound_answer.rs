@@ -209,7 +209,7 @@ pub fn refuse_both(packet: &Packet, flow: &Flow, reason: Reason) -> i32 {
 /// After [`into_reset`]: the same packet, facing the client again, as a reset in answer to its SYN.
 #[inline(never)]
 fn restore_as_reset(packet: &Packet) -> Result<(), Reason> {
-    let Some(turned) = scratch() else { return Err(Reason::Internal) };
+    let Some(turned) = scratch(packet.source) else { return Err(Reason::Internal) };
     let ack = turned.tcp.ack;
     core::mem::swap(&mut turned.ip.src, &mut turned.ip.dst);
     core::mem::swap(&mut turned.tcp.sport, &mut turned.tcp.dport);

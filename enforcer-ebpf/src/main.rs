@@ -1,6 +1,7 @@
 //! The enforcer's kernel programs: one file a hook, each of the same shape (parse, attribute, look up, judge, count,
 //! emit); what they share lies in the files named after it.
 #![cfg_attr(target_arch = "bpf", no_std)]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics), allow(internal_features))]
 #![no_main]
 
 mod attribute;
@@ -8,6 +9,7 @@ mod cleared;
 mod confirm;
 mod emit;
 mod flow_table;
+mod hook_cgroup_ingress;
 mod hook_cgroup_mkdir;
 mod hook_cgroup_sock;
 mod hook_cgroup_sockopt;

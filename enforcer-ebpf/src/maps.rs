@@ -20,7 +20,7 @@ use common::{
     },
 };
 
-use crate::{emit::Budget, hook_cgroup_mkdir::Path, packet::Parsed};
+use crate::{emit::Budget, hook_cgroup_mkdir::Path, other_protocols::FragmentKey, packet::Parsed};
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -81,10 +81,15 @@ pub static LOSS_STATS: PerCpuArray<u64, { LOSS_STATS_LEN as usize }> = PerCpuArr
 /// Where a flow is put together before it is entered: larger than the stack likes.
 #[btf_map]
 pub static FLOW_SCRATCH: PerCpuArray<Flow, 1> = PerCpuArray::new();
-/// The packet at hand, parsed. A program that runs inside another on one CPU (a cloned answer on its way out) is
-/// recognised by its mark before it would write here.
+/// The packet at hand, parsed: one place for the programs of every interface, one for those of a PU's.
 #[btf_map]
-pub static PACKET_SCRATCH: PerCpuArray<Parsed, 1> = PerCpuArray::new();
+pub static PACKET_SCRATCH: PerCpuArray<Parsed, 2> = PerCpuArray::new();
+/// Packets of which PUs have sent the first fragment.
+#[btf_map]
+pub static FRAGMENTS_SCRATCH: LruHashMap<FragmentKey, u32, 4096> = LruHashMap::new();
+/// Interfaces at which TC has judged what sockets other than TCP's are to hear. Entered anew before each such packet.
+#[btf_map]
+pub static JUDGED_SCRATCH: LruHashMap<u32, u32, 4096> = LruHashMap::new();
 /// Records of refusals this CPU has made in the present tick.
 #[btf_map]
 pub static BUDGET_SCRATCH: PerCpuArray<Budget, 1> = PerCpuArray::new();

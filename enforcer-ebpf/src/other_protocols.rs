@@ -2,6 +2,7 @@
 
 use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use common::{
+    Addr,
     abi::{CONFIG_HAS_PU, CONFIG_UNMANAGED_DENY, Config},
     drop_reason::Reason,
     event::{HELD_ANSWER, HELD_QUESTION},
@@ -11,14 +12,14 @@ use common::{
 
 use crate::{
     attribute::{Source, UNMANAGED, ifindex, is_complete, observes, pu_info},
-    cleared::cleared,
+    cleared::{Clear, cleared},
     emit::{At, Parties, config, count_reason, now, refused},
-    flow_table::{Lookup, coarse_now, enter, find},
+    flow_table::{Lookup, coarse_now, enter_once, find},
     judge::{Verdict, judge, rejudge},
-    maps::NETWORKS,
+    maps::{FRAGMENTS_SCRATCH, JUDGED_SCRATCH, NETWORKS},
     names,
     outbound::{DROP, PASS},
-    packet::{ICMP, ICMPV6, Ip, Parsed, TCP, UDP, read},
+    packet::{ICMP, ICMPV6, Ip, Parsed, TCP, UDP, fragment_id, is_of_the_link, is_own_copy, is_to_many, read},
     turn_around::Way,
 };
 
@@ -45,6 +46,23 @@ pub fn unparsable(ctx: &TcContext, source: Source, way: Way) -> i32 {
     cleared!(key: FlowKey);
     cleared!(parties: Parties);
     refused(key, parties, Reason::Malformed, At { role: CLIENT, inbound: !outbound, by_peer: false });
+    DROP
+}
+
+/// Neither IPv4 nor IPv6. A PU behind an interface resolves addresses itself; a socket of a PU that writes such frames has
+/// no need to.
+#[inline(never)]
+pub fn of_no_internet(ctx: &TcContext, source: Source, way: Way) -> i32 {
+    if source == Source::Interface && is_of_the_link(ctx) {
+        return PASS;
+    }
+    cleared!(parties: Parties);
+    parties.pu = source.sender(ctx);
+    if parties.pu == UNMANAGED {
+        return PASS;
+    }
+    cleared!(key: FlowKey);
+    refused(key, parties, Reason::ProtocolDenied, At { role: CLIENT, inbound: way == Way::In, by_peer: false });
     DROP
 }
 
@@ -79,16 +97,81 @@ pub fn bare(ctx: &TcContext, source: Source, parsed: &mut Parsed, way: Way) -> i
 
 #[inline(never)]
 pub fn outbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Parsed) -> i32 {
-    let ip = &parsed.ip;
-    if ip.later_fragment {
+    if parsed.ip.later_fragment {
+        return later_fragment(ctx, source, parsed);
+    }
+    let result = first_or_whole(ctx, config, source, parsed);
+    if parsed.ip.first_fragment && result == PASS {
+        sent_first(ctx, source, &parsed.ip);
+    }
+    result
+}
+
+/// The packets of which PUs have sent the first fragment.
+#[repr(C, align(8))]
+pub struct FragmentKey {
+    source: Addr,
+    target: Addr,
+    pu: u32,
+    id: u16,
+    proto: u8,
+    pad: u8,
+}
+
+// SAFETY: integers and arrays of integers only, aligned to eight bytes, of a size that is a multiple of eight.
+unsafe impl Clear for FragmentKey {}
+
+#[inline(always)]
+fn fragment_key(ctx: &TcContext, ip: &Ip, pu: u32, key: &mut FragmentKey) {
+    key.source = ip.src;
+    key.target = ip.dst;
+    key.pu = pu;
+    key.id = fragment_id(ctx);
+    key.proto = ip.proto;
+}
+
+#[inline(never)]
+fn sent_first(ctx: &TcContext, source: Source, ip: &Ip) {
+    let pu = source.sender(ctx);
+    if pu != UNMANAGED && !ip.v6 {
+        cleared!(key: FragmentKey);
+        fragment_key(ctx, ip, pu, key);
+        let _ = FRAGMENTS_SCRATCH.insert(&*key, 1, 0);
+    }
+}
+
+/// A fragment without ports follows the one that has them. Of IPv6 a PU sends none.
+#[inline(never)]
+fn later_fragment(ctx: &TcContext, source: Source, parsed: &mut Parsed) -> i32 {
+    let pu = source.sender(ctx);
+    if pu == UNMANAGED {
         return PASS;
     }
+    let ip = &parsed.ip;
+    cleared!(key: FragmentKey);
+    fragment_key(ctx, ip, pu, key);
+    // SAFETY: only whether there is an entry.
+    if !ip.v6 && unsafe { FRAGMENTS_SCRATCH.get(&*key) }.is_some() {
+        return PASS;
+    }
+    ip.key_of_sender(0, 0, &mut parsed.key);
+    cleared!(parties: Parties);
+    parties.pu = pu;
+    denied(&parsed.key, parties, Reason::Fragment, CLIENT)
+}
+
+#[inline(always)]
+fn first_or_whole(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Parsed) -> i32 {
+    let ip = &parsed.ip;
     let Some((sport, dport)) = ports(ctx, ip) else { return unparsable(ctx, source, Way::Out) };
     ip.key_of_sender(sport, dport, &mut parsed.key);
     let key = &parsed.key;
     match find(key, source.interface(ctx)) {
         Lookup::Elsewhere => return PASS,
         Lookup::Ours(flow) if ip.proto != TCP && flow.state == ESTABLISHED => {
+            if let Some(other) = another(ctx, source, flow.pu) {
+                return judge_beside(parsed, other, CLIENT);
+            }
             if flow.generation == config.generation || rejudge(key, flow, config.generation) {
                 flow.bytes_out += (ctx.len() - 14) as u64;
                 flow.packets_out += 1;
@@ -113,10 +196,33 @@ pub fn outbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut P
         refused(key, parties, Reason::UnmanagedDenied, At { role: CLIENT, inbound: false, by_peer: false });
         return DROP;
     }
-    if is_neighbour_discovery(ip, dport) {
+    if is_neighbour_discovery(ip, (sport, dport)) {
         return PASS;
     }
     by_address(ctx, config, source, ip, key, pu, CLIENT)
+}
+
+/// The PU that sends within a flow of another's, by a shared port, a raw or a packet socket.
+#[inline(always)]
+fn another(ctx: &TcContext, source: Source, pu: u32) -> Option<u32> {
+    if source == Source::Interface {
+        return None;
+    }
+    let sender = source.sender(ctx);
+    (sender != pu && sender != UNMANAGED).then_some(sender)
+}
+
+/// What a socket of this host sent to many comes around to those here before it passes any interface's egress: judged as
+/// what that socket sends, as far as it can be told which it was.
+#[inline(never)]
+fn own_copy(ctx: &TcContext, source: Source, parsed: &mut Parsed, (sport, dport): (u16, u16)) -> i32 {
+    core::mem::swap(&mut parsed.ip.src, &mut parsed.ip.dst);
+    parsed.ip.key_of_receiver(dport, sport, &mut parsed.key);
+    let pu = source.receiver(ctx, &parsed.ip, &parsed.key, false);
+    if pu == UNMANAGED {
+        return PASS;
+    }
+    judge_beside(parsed, pu, CLIENT)
 }
 
 #[inline(never)]
@@ -126,6 +232,10 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Pa
         return PASS;
     }
     let Some((sport, dport)) = ports(ctx, ip) else { return unparsable(ctx, source, Way::In) };
+    if source == Source::Socket && is_to_many(ctx, ip) {
+        // Each socket is asked for itself; what is decided here would be decided for all.
+        return if ip.proto == UDP && is_own_copy(ctx) { own_copy(ctx, source, parsed, (sport, dport)) } else { PASS };
+    }
     ip.key_of_receiver(sport, dport, &mut parsed.key);
     let key = &parsed.key;
     match find(key, source.interface(ctx)) {
@@ -144,40 +254,69 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Pa
         }
         _ => {}
     }
-    if source == Source::Socket && ip.proto != TCP && ip.proto != UDP {
-        return PASS;
+    if source == Source::Socket {
+        let interface = ifindex(ctx);
+        // SAFETY: only whether there is an entry.
+        if unsafe { JUDGED_SCRATCH.get(interface) }.is_none() {
+            let _ = JUDGED_SCRATCH.insert(interface, 1, 0);
+        }
+        if ip.proto != TCP && ip.proto != UDP {
+            return PASS;
+        }
     }
     let pu = source.receiver(ctx, ip, key, false);
-    if pu == UNMANAGED || is_neighbour_discovery(ip, dport) || is_icmp_error(ip, dport) {
+    if pu == UNMANAGED || hears_anyway(ip, (sport, dport)) {
         return PASS;
     }
     by_address(ctx, config, source, ip, key, pu, SERVER)
+}
+
+/// What no policy is asked about: without it a host has no network, or none of its connections an end.
+#[inline(always)]
+pub fn hears_anyway(ip: &Ip, ports: (u16, u16)) -> bool {
+    is_neighbour_discovery(ip, ports) || is_icmp_error(ip, ports)
+}
+
+/// Judges what one socket of `pu` is about to hear.
+#[inline(never)]
+pub fn judge_received(ctx: &TcContext, config: &Config, parsed: &Parsed, pu: u32) -> i32 {
+    by_address(ctx, config, Source::Socket, &parsed.ip, &parsed.key, pu, SERVER)
+}
+
+/// Judges a packet on whose addresses and ports another PU converses: beside that flow no other can be entered.
+#[inline(never)]
+pub fn judge_beside(parsed: &Parsed, pu: u32, role: u8) -> i32 {
+    cleared!(parties: Parties);
+    parties.pu = pu;
+    match permitted(&parsed.ip, &parsed.key, role, parties) {
+        Ok(_) => PASS,
+        Err(reason) => denied(&parsed.key, parties, reason, role),
+    }
 }
 
 #[inline(always)]
 fn by_address(ctx: &TcContext, config: &Config, source: Source, ip: &Ip, key: &FlowKey, pu: u32, role: u8) -> i32 {
     cleared!(parties: Parties);
     parties.pu = pu;
-    let result = external(ctx, config, source, ip, key, role, parties);
+    let result = match permitted(ip, key, role, parties) {
+        Ok(verdict) => note(ctx, config, source, key, role, parties, &verdict),
+        Err(reason) => Err(reason),
+    };
     match result {
         Ok(()) => PASS,
-        Err(reason) => {
-            refused(key, parties, reason, At { role, inbound: role == SERVER, by_peer: false });
-            DROP
-        }
+        Err(reason) => denied(key, parties, reason, role),
     }
 }
 
 #[inline(always)]
-fn external(
-    ctx: &TcContext,
-    config: &Config,
-    source: Source,
-    ip: &Ip,
-    key: &FlowKey,
-    role: u8,
-    parties: &mut Parties,
-) -> Result<(), Reason> {
+fn denied(key: &FlowKey, parties: &Parties, reason: Reason, role: u8) -> i32 {
+    refused(key, parties, reason, At { role, inbound: role == SERVER, by_peer: false });
+    DROP
+}
+
+/// What external-network rules say.
+#[inline(always)]
+fn permitted(ip: &Ip, key: &FlowKey, role: u8, parties: &mut Parties) -> Result<Verdict, Reason> {
     let info = pu_info(parties.pu).ok_or(Reason::NoCredential)?;
     parties.local_identity = info.identity;
     if !is_complete(info) {
@@ -209,16 +348,27 @@ fn external(
     let verdict = verdict.lift(observes(info), reason);
     parties.rule = verdict.rule;
     parties.peer_identity = network.external;
-    if !verdict.allow {
-        return Err(reason);
-    }
-    enter(key, |flow| {
+    if verdict.allow { Ok(verdict) } else { Err(reason) }
+}
+
+/// Enters the flow of a packet that may pass.
+#[inline(always)]
+fn note(
+    ctx: &TcContext,
+    config: &Config,
+    source: Source,
+    key: &FlowKey,
+    role: u8,
+    parties: &Parties,
+    verdict: &Verdict,
+) -> Result<(), Reason> {
+    let first = enter_once(key, |flow| {
         flow.state = ESTABLISHED;
         flow.role = role;
         flow.path = PATH_EXTERNAL;
         flow.pu = parties.pu;
-        flow.local_identity = info.identity;
-        flow.peer_identity = network.external;
+        flow.local_identity = parties.local_identity;
+        flow.peer_identity = parties.peer_identity;
         flow.rule = verdict.rule;
         flow.observed_rule = verdict.observed_rule;
         flow.reason = verdict.lifted;
@@ -229,16 +379,19 @@ fn external(
         flow.created_ns = now();
         flow.seen_ns = coarse_now();
     })?;
-    count_reason(Reason::Allowed, role == SERVER);
-    if ip.proto == UDP && names::will_resolve(config, key, role) {
+    if first {
+        count_reason(Reason::Allowed, role == SERVER);
+    }
+    if key.proto == UDP && names::will_resolve(config, key, role) {
         names::show(ctx, key, parties.pu, HELD_QUESTION, source);
     }
     Ok(())
 }
 
-/// Ports of TCP and UDP; type and code of ICMP stand in both, so that an answer finds its question; zero otherwise.
+/// Ports of TCP and UDP; zero otherwise. Of ICMP, type and code stand in both, but an echo's are the port of the end that
+/// answers, and its identifier the port of the one that asks.
 #[inline(always)]
-fn ports(ctx: &TcContext, ip: &Ip) -> Option<(u16, u16)> {
+pub fn ports(ctx: &TcContext, ip: &Ip) -> Option<(u16, u16)> {
     if ip.l4 > 1024 {
         return None;
     }
@@ -248,31 +401,32 @@ fn ports(ctx: &TcContext, ip: &Ip) -> Option<(u16, u16)> {
             Some((u16::from_be_bytes([ports[0], ports[1]]), u16::from_be_bytes([ports[2], ports[3]])))
         }
         ICMP | ICMPV6 => {
-            let head: [u8; 2] = read(ctx, ip.l4)?;
-            let question = match (ip.proto, head[0]) {
-                (ICMP, 0) => 8,
-                (ICMPV6, 129) => 128,
-                (_, other) => other,
-            };
-            let kind = u16::from_be_bytes([question, head[1]]);
-            Some((kind, kind))
+            let head: [u8; 8] = read(ctx, ip.l4)?;
+            let id = u16::from_be_bytes([head[4], head[5]]);
+            let of = |question| u16::from_be_bytes([question, head[1]]);
+            Some(match (ip.proto, head[0]) {
+                (ICMP, 8) | (ICMPV6, 128) => (id, of(head[0])),
+                (ICMP, 0) => (of(8), id),
+                (ICMPV6, 129) => (of(128), id),
+                (_, other) => (of(other), of(other)),
+            })
         }
         _ => Some((0, 0)),
     }
 }
 
-/// Router and neighbour discovery (RFC 4861), without which a host has no network at all.
+/// Router and neighbour discovery (RFC 4861), without which a host has no network at all. `ports` as of [`ports`].
 #[inline(always)]
-fn is_neighbour_discovery(ip: &Ip, kind: u16) -> bool {
-    ip.proto == ICMPV6 && matches!(kind >> 8, 133..=137)
+fn is_neighbour_discovery(ip: &Ip, ports: (u16, u16)) -> bool {
+    ip.proto == ICMPV6 && ports.0 == ports.1 && matches!(ports.0 >> 8, 133..=137)
 }
 
 /// Errors that quote a packet: unreachable, too big, time exceeded, parameter problem.
 #[inline(always)]
-fn is_icmp_error(ip: &Ip, kind: u16) -> bool {
+fn is_icmp_error(ip: &Ip, ports: (u16, u16)) -> bool {
     match ip.proto {
-        ICMP => matches!(kind >> 8, 3 | 11 | 12),
-        ICMPV6 => matches!(kind >> 8, 1..=4),
+        ICMP => ports.0 == ports.1 && matches!(ports.0 >> 8, 3 | 11 | 12),
+        ICMPV6 => ports.0 == ports.1 && matches!(ports.0 >> 8, 1..=4),
         _ => false,
     }
 }

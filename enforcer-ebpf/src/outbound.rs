@@ -49,21 +49,22 @@ pub struct Packet<'a> {
 
 /// This CPU's place for a parsed packet.
 #[inline(always)]
-pub fn scratch() -> Option<&'static mut Parsed> {
-    // SAFETY: programs on one CPU do not interrupt each other between parsing and verdict.
-    PACKET_SCRATCH.get_ptr_mut(0).map(|parsed| unsafe { &mut *parsed })
+pub fn scratch(source: Source) -> Option<&'static mut Parsed> {
+    // SAFETY: programs on one CPU do not interrupt each other between parsing and verdict, but for those of a PU's
+    // interface, when an answer is cloned into it; these have a place of their own.
+    PACKET_SCRATCH.get_ptr_mut(source as u32).map(|parsed| unsafe { &mut *parsed })
 }
 
 /// Judges one packet on its way out of a PU.
 #[inline(always)]
 pub fn outbound(ctx: &TcContext, config: &Config, source: Source) -> i32 {
-    let Some(parsed) = scratch() else { return DROP };
+    let Some(parsed) = scratch(source) else { return DROP };
     match parse(ctx, parsed, false) {
         Kind::Tcp => {}
         Kind::Other => return other_protocols::outbound(ctx, config, source, parsed),
         Kind::Bare => return other_protocols::bare(ctx, source, parsed, Way::Out),
         Kind::NotIp if is_tagged(ctx) => return other_protocols::unparsable(ctx, source, Way::Out),
-        Kind::NotIp => return PASS,
+        Kind::NotIp => return other_protocols::of_no_internet(ctx, source, Way::Out),
         Kind::Malformed => return other_protocols::unparsable(ctx, source, Way::Out),
     }
     let packet = Packet { ctx, config, source, ip: &parsed.ip, tcp: &parsed.tcp, key: &parsed.key };
@@ -156,6 +157,9 @@ fn of_flow(packet: &Packet, flow: &mut Flow) -> i32 {
         if packet.tcp.option.is_some() && flow.path != PATH_EXTERNAL {
             return settle_option(packet, flow);
         }
+        if packet.tcp.flags & SYN != 0 && !is_of_listener(packet, flow) {
+            return other_listener(packet, flow);
+        }
         account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
         if packet.tcp.flags & RST != 0 {
             last_word(packet, flow);
@@ -210,6 +214,9 @@ fn settle_option(packet: &Packet, flow: &mut Flow) -> i32 {
 /// The SYN-ACK: RESUME_REPLY, or HELLO_REPLY with the credential if the peer has not seen this PU.
 #[inline(always)]
 fn answer(packet: &Packet, flow: &mut Flow) -> i32 {
+    if !is_of_listener(packet, flow) {
+        return other_listener(packet, flow);
+    }
     match write_answer(packet, flow) {
         Ok(()) => {
             // Option and credential are not in sequence.
@@ -221,6 +228,28 @@ fn answer(packet: &Packet, flow: &mut Flow) -> i32 {
             DROP
         }
     }
+}
+
+/// Whether the listener that answers is the one that was judged: sockets that share a port may have a program that chooses
+/// another among them. Answers with SYN cookies belong to no socket.
+#[inline(never)]
+fn is_of_listener(packet: &Packet, flow: &Flow) -> bool {
+    packet.source == Source::Interface
+        || !other_protocols::from_socket(packet.ctx)
+        || packet.source.sender(packet.ctx) == flow.pu
+}
+
+/// Nothing of the connection stays: as long as its SYN is sent again, it is judged and chosen for again.
+#[inline(never)]
+fn other_listener(packet: &Packet, flow: &Flow) -> i32 {
+    refused(
+        packet.key,
+        &Parties::of(flow),
+        Reason::OtherListener,
+        At { role: SERVER, inbound: false, by_peer: false },
+    );
+    remove(packet.key);
+    DROP
 }
 
 #[inline(never)]

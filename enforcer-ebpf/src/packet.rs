@@ -5,6 +5,7 @@ use common::{Addr, addr_v4, flow::FlowKey, wire::OptionBytes};
 
 pub const ETH_LEN: u32 = 14;
 const ETH_P_IP: u16 = 0x0800;
+const ETH_P_ARP: u16 = 0x0806;
 const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
@@ -36,7 +37,7 @@ pub struct Ip {
     pub v6: bool,
     /// Transport protocol.
     pub proto: u8,
-    /// IPv6 extension headers stand before the transport header.
+    /// IPv6 extension headers, or IPv4 options, stand before the transport header.
     pub extended: bool,
     /// The first fragment of several.
     pub first_fragment: bool,
@@ -219,11 +220,28 @@ pub fn is_tagged(ctx: &TcContext) -> bool {
     read::<u16>(ctx, 12).is_some_and(|kind| matches!(u16::from_be(kind), ETH_P_8021Q | ETH_P_8021AD | ETH_P_QINQ1))
 }
 
+/// Whether this is ARP, or so short that it has a length in the place of a type (IEEE 802.2), which Linux hands to no
+/// protocol of the Internet.
+#[inline(always)]
+pub fn is_of_the_link(ctx: &TcContext) -> bool {
+    const SHORTEST_TYPE: u16 = 0x0600;
+    read::<u16>(ctx, 12).is_none_or(|kind| {
+        let kind = u16::from_be(kind);
+        kind == ETH_P_ARP || kind < SHORTEST_TYPE
+    })
+}
+
+/// What the fragments of one IPv4 packet have in common besides addresses and protocol.
+#[inline(always)]
+pub fn fragment_id(ctx: &TcContext) -> u16 {
+    read::<u16>(ctx, ETH_LEN + 4).unwrap_or_default()
+}
+
 /// Parses what lies in the linear part.
 #[inline(always)]
 fn parse_linear(ctx: &TcContext, parsed: &mut Parsed, inbound: bool) -> Kind {
     if is_bare(ctx) {
-        return if bare_ip(ctx, &mut parsed.ip).is_ok() { Kind::Bare } else { Kind::Malformed };
+        return if network_header(ctx, &mut parsed.ip).is_ok() { Kind::Bare } else { Kind::Malformed };
     }
     match ip(ctx, &mut parsed.ip) {
         Ok(()) => {}
@@ -259,7 +277,7 @@ fn is_bare(ctx: &TcContext) -> bool {
 
 /// Parses a network header at the very start of a packet.
 #[inline(always)]
-fn bare_ip(ctx: &TcContext, found: &mut Ip) -> Result<(), Stop> {
+pub fn network_header(ctx: &TcContext, found: &mut Ip) -> Result<(), Stop> {
     let start: [u8; 2] = read(ctx, 0).ok_or(Stop::Malformed)?;
     if start[0] >> 4 == 4 { ipv4(ctx, 0, found) } else { ipv6(ctx, 0, found) }
 }
@@ -287,7 +305,7 @@ fn ipv4(bytes: &impl Bytes, start: u32, found: &mut Ip) -> Result<(), Stop> {
     found.src = addr_v4(header.src);
     found.dst = addr_v4(header.dst);
     found.proto = header.proto;
-    found.extended = false;
+    found.extended = ihl != 20;
     found.first_fragment = fragment & 0x3fff == 0x2000;
     found.later_fragment = fragment & 0x1fff != 0;
     found.l4 = start + ihl;
@@ -389,7 +407,7 @@ pub fn tcp(bytes: &impl Bytes, ip: &Ip, found: &mut Tcp) -> Option<()> {
 }
 
 impl Ip {
-    /// TCP without IPv6 extension headers, in one piece.
+    /// TCP without extension headers or options of IP, in one piece.
     #[inline(always)]
     pub fn is_plain_tcp(&self) -> bool {
         self.proto == TCP && !self.extended && !self.first_fragment && !self.later_fragment
@@ -414,6 +432,34 @@ impl Ip {
         key.remote_port = sport;
         key.proto = self.proto;
     }
+}
+
+/// linux/if_packet.h: the link-layer address is a broadcast's, or a multicast group's, or this host's own copy of either.
+const PACKET_BROADCAST: u32 = 1;
+const PACKET_MULTICAST: u32 = 2;
+const PACKET_LOOPBACK: u32 = 5;
+
+/// Whether this is what a socket of this host sent to many, on its way around to those here.
+#[inline(always)]
+pub fn is_own_copy(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid for the whole program.
+    unsafe { (*ctx.skb.skb).pkt_type == PACKET_LOOPBACK }
+}
+
+/// Whether several sockets may hear this packet: by its link-layer address or, where there is none, as on loopback, by
+/// its network address.
+#[inline(always)]
+pub fn is_to_many(ctx: &TcContext, ip: &Ip) -> bool {
+    // SAFETY: the context is valid for the whole program.
+    let kind = unsafe { (*ctx.skb.skb).pkt_type };
+    if matches!(kind, PACKET_BROADCAST | PACKET_MULTICAST | PACKET_LOOPBACK) {
+        return true;
+    }
+    if ip.v6 {
+        return ip.dst[0].to_ne_bytes()[0] == 0xff;
+    }
+    let [first, _, _, last] = ip.dst[3].to_ne_bytes();
+    first & 0xf0 == 0xe0 || last == 0xff && (first == 0xff || first == 0x7f)
 }
 
 /// The context as helpers want it.

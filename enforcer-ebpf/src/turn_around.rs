@@ -6,6 +6,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use common::{
+    abi::MARK_ANSWER,
     drop_reason::Reason,
     wire::{OPTION_LEN, OptionBytes},
 };
@@ -28,7 +29,7 @@ pub enum Way {
 /// Sends the (already turned) packet to where the original came from.
 #[inline(always)]
 pub fn send_back(ctx: &TcContext, source: Source, way: Way, mark: u32) -> i32 {
-    ctx.skb.set_mark(mark);
+    ctx.skb.set_mark(marked(way, mark));
     // SAFETY: a helper call.
     unsafe { bpf_redirect(ifindex(ctx), back(source, way)) as i32 }
 }
@@ -36,10 +37,17 @@ pub fn send_back(ctx: &TcContext, source: Source, way: Way, mark: u32) -> i32 {
 /// A copy of the (already turned) packet goes to where the original came from; the caller goes on with this one.
 #[inline(always)]
 pub fn clone_back(ctx: &TcContext, source: Source, way: Way, mark: u32) {
-    ctx.skb.set_mark(mark);
+    ctx.skb.set_mark(marked(way, mark));
     // SAFETY: a helper call on our own context.
     unsafe { bpf_clone_redirect(ctx.skb.skb, ifindex(ctx), back(source, way)) };
     ctx.skb.set_mark(0);
+}
+
+/// What a PU sent and gets back is for it alone; what answers a peer may be for another PU of this host, at this very
+/// interface.
+#[inline(always)]
+fn marked(way: Way, mark: u32) -> u32 {
+    if way == Way::In { mark ^ MARK_ANSWER } else { mark }
 }
 
 /// At a PU's own interface both ways are mirrored: its egress leads to the PU.

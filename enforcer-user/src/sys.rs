@@ -142,6 +142,8 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     bpf(BPF_LINK_UPDATE, &attr).map(drop)
 }
 
+/// `enum bpf_attach_type`: a program that is asked before a socket hears a packet.
+pub const BPF_CGROUP_INET_INGRESS: u32 = 0;
 /// `enum bpf_attach_type`: a program that is asked before every setsockopt(2).
 pub const BPF_CGROUP_SETSOCKOPT: u32 = 22;
 

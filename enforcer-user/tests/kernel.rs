@@ -72,9 +72,10 @@ fn load_attaches_everywhere_and_unload_leaves_nothing() {
         let cgroup_id = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&place.cgroup).unwrap());
         assert_eq!((links["sock_create"].target, links["sock_ops"].target), (cgroup_id, cgroup_id));
         assert_eq!(links["sock_option"].target, cgroup_id);
-        assert_eq!(links.len(), 3 + 3 + 3 * 2 + 2 + 1);
+        assert_eq!(links["sock_ingress"].target, cgroup_id);
+        assert_eq!(links.len(), 4 + 3 + 3 * 2 + 2 + 1);
         assert_eq!(settings()[..2], ["1\n", "1\n"]);
-        assert_eq!(fs::read_dir(place.bpffs.join("v1/progs")).unwrap().count(), 15);
+        assert_eq!(fs::read_dir(place.bpffs.join("v1/progs")).unwrap().count(), 16);
 
         kernel.detach_pu_interface(v0).unwrap();
         assert_eq!(chain("v0", Ingress), ["tc_ingress"]);
@@ -132,14 +133,14 @@ fn restart_keeps_maps_and_links_and_is_never_without_a_program() {
             kernel.kept_sizes().iter().map(|kept| (kept.map.as_str(), kept.pinned, kept.wanted)).collect();
         assert_eq!(kept, [("FLOWS", 200_000, 100)]);
         let now = place.links();
-        for unchanged in ["sock_create", "sock_ops", "sock_option", "tc_ingress_if1", "tc_egress_if1"] {
+        for unchanged in ["sock_create", "sock_ops", "sock_option", "sock_ingress", "tc_ingress_if1", "tc_egress_if1"] {
             assert_eq!(now[unchanged].id, links[unchanged].id, "{unchanged}");
             assert_ne!(now[unchanged].program, links[unchanged].program, "{unchanged}");
         }
         let placed: Vec<_> =
             kernel.interfaces().map(|attached| (attached.interface.name.as_str(), attached.placed)).collect();
         assert_eq!(placed, [("lo", Placed::TakenOver), ("v1", Placed::Attached), ("v0", Placed::Attached)]);
-        assert_eq!(now.len(), 3 + 3 + 3 * 2, "links of interfaces that are gone are removed");
+        assert_eq!(now.len(), 4 + 3 + 3 * 2, "links of interfaces that are gone are removed");
         let maps = Maps::open(&place.maps()).unwrap();
         assert_eq!(maps.sessions.get(&7).unwrap().unwrap().peer, 9);
         drop(kernel);
@@ -148,7 +149,7 @@ fn restart_keeps_maps_and_links_and_is_never_without_a_program() {
         drop(Kernel::open(&fewer).unwrap());
         let names: HashSet<String> = place.links().into_keys().collect();
         let tracepoints = ["process_exec", "process_fork", "cgroup_mkdir"];
-        let expected = ["sock_create", "sock_ops", "sock_option", "tc_ingress_if1", "tc_egress_if1"];
+        let expected = ["sock_create", "sock_ops", "sock_option", "sock_ingress", "tc_ingress_if1", "tc_egress_if1"];
         let expected = expected.into_iter().chain(tracepoints).map(str::to_owned);
         assert_eq!(names, expected.collect::<HashSet<_>>(), "interfaces no longer meant are left");
         assert_eq!(chain("v0", Ingress), [""; 0]);

@@ -85,7 +85,7 @@ fn expected() -> Vec<(&'static str, Shape, Shape)> {
             "FLOWS",
             shape!(FlowKey: local, remote, local_port, remote_port, proto, pad),
             shape!(
-                Flow: state, role, path, flags, reason, local_handle, peer_handle, pad, pu, local_identity,
+                Flow: state, role, path, flags, reason, local_handle, peer_handle, counted, pu, local_identity,
                 peer_identity, session, local_isn, peer_isn, generation, rule, observed_rule, ifindex, pu_ifindex,
                 next_out, ack_out, rtt_us, credential, confirm_mac, created_ns, bytes_out, packets_out, bytes_in, packets_in,
                 seen_ns

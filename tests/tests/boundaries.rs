@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use tests::{Lab, Outcome, Pair};
+use common::wire::CONFIRM;
+use tests::{Lab, Outcome, Pair, Segment};
 
 #[test]
 fn a_pu_gets_no_socket_in_another_network_namespace() -> Result<()> {
@@ -82,3 +83,34 @@ fn of_pus_within_pus_the_nearest_counts() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn enforcers_of_nested_cgroups_leave_each_other_alone() -> Result<()> {
+    let lab = Lab::new("around")?;
+    lab.write_policy("pair.yaml", Pair::POLICY)?;
+    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    let around = a.cgroup().parent().map(|parent| parent.to_owned()).unwrap_or_default();
+    a.start_enforcer("")?;
+    b.start_enforcer(&format!("paths.cgroup = {around:?}"))?;
+    let client = a.workload("client", &["app=client"])?;
+    let server = b.workload("server", &["app=server"])?;
+    let _server = server.serve(&["--listen", "[::]:8020"])?;
+    let capture = b.capture("eth0", "tcp port 8020")?;
+    for to in [b.socket_v4(8020), b.socket_v6(8020)] {
+        let attempt = client.connect(&to, &["--payload", "ping", "--timeout", "3000"])?;
+        assert_eq!((attempt.outcome, attempt.reply.as_str()), (Outcome::Ok, "ping"), "{attempt:?}");
+    }
+    let (frames, _) = capture.finish()?;
+    let called = frames.iter().filter_map(|frame| Segment::parse(frame));
+    let mut proven = std::collections::BTreeMap::new();
+    for segment in called.filter(|segment| segment.destination().port() == 8020 && segment.flags() & PUSH != 0) {
+        let confirms = segment.identity().is_some_and(|option| option.packet_type() == CONFIRM);
+        proven.entry(segment.source()).or_insert(confirms);
+    }
+    // The server has not been heard yet when the first data leaves.
+    assert_eq!(proven.values().collect::<Vec<_>>(), [&true, &true], "{proven:?}");
+    Ok(())
+}
+
+/// The flag of TCP that data bears.
+const PUSH: u8 = 8;

@@ -53,7 +53,9 @@ fn a_pu_behind_an_interface_calls() -> Result<()> {
                 assert!(attempt.total_micros < 500_000, "by the timer: {}", why());
             }
             for to in [host.socket_v4(9999), host.socket_v6(9999)] {
+                let before = stage.a.counters()?;
                 let attempt = stage.guest.connect(&to, &["--timeout", "3000"])?;
+                assert_eq!((&stage.a.counters()? - &before).packets_in("deny"), 1, "{what}, round {round}: {attempt:?}");
                 assert_eq!(attempt.outcome, Outcome::Refused, "{what}: {attempt:?}");
                 assert!(attempt.micros < 500_000, "{what}: {attempt:?}");
             }
@@ -76,7 +78,10 @@ fn a_pu_behind_an_interface_is_called() -> Result<()> {
                 assert!(attempt.total_micros < 500_000, "by the timer: {}", why());
             }
             for to in stage.guest.addresses(9999) {
+                let host = &client.host;
+                let before = host.counters()?;
                 let attempt = client.connect(&to, &["--timeout", "3000"])?;
+                assert_eq!((&host.counters()? - &before).packets_in("deny"), 1, "{what}, round {round}: {attempt:?}");
                 assert_eq!(attempt.outcome, Outcome::Refused, "{what}: {attempt:?}");
             }
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use common::{
-    abi::{self, INJECT_INGRESS, INJECT_TRUSTED},
+    abi::{self, INJECT_ANSWER, INJECT_INGRESS, INJECT_TRUSTED},
     drop_reason::Reason,
     event::{
         self, EVENT_DENY, Event, HELD_ANSWER, HELD_HELLO, HELD_HELLO_REPLY, HELD_INCOMING, HELD_JUDGE, HELD_OUTGOING,
@@ -299,7 +299,7 @@ pub(super) fn refuse(shared: &Shared, held: &Held, frame: &Frame<'_>, refusal: &
         let _ = deliver(shared, held, &build::reset_receiver(frame), INJECT_TRUSTED, 0);
     }
     let back = if held.at_pu_interface == 0 { 0 } else { INJECT_INGRESS };
-    if let Err(error) = shared.tap.inject(&answer, held.ifindex, back | INJECT_TRUSTED, count) {
+    if let Err(error) = shared.tap.inject(&answer, held.ifindex, back | INJECT_ANSWER, count) {
         tracing::warn!(%error, "a refusal could not be sent");
     }
 }

@@ -209,7 +209,8 @@ impl State {
             entry.flags = flags | (entry.flags & abi::CONFIG_HAS_PU);
             entry.self_session = self_session;
             if entry.mark == 0 {
-                entry.mark = rand::random::<u32>() | 1;
+                // Neither the mark nor its variant for answers may be zero.
+                entry.mark = rand::random::<u32>() | 1 << 31;
             }
         })?;
         Ok(())

@@ -22,7 +22,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockopt, Program, ProgramError, RawTracePoint, SockOps};
+use aya::programs::{CgroupAttachMode, CgroupSock, Program, ProgramError, RawTracePoint, SockOps};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
@@ -46,7 +46,7 @@ use interface::{TAP_INGRESS, causes};
 use links::Place;
 
 /// Every program of the object.
-const PROGRAMS: [&str; 15] = [
+const PROGRAMS: [&str; 16] = [
     "xdp_shield",
     "tc_ingress",
     "tc_egress",
@@ -59,6 +59,7 @@ const PROGRAMS: [&str; 15] = [
     "sock_create",
     "sock_ops",
     "sock_option",
+    "sock_ingress",
     "process_exec",
     "process_fork",
     "cgroup_mkdir",
@@ -184,7 +185,8 @@ impl Kernel {
         }
         attach!("sock_create", CgroupSock);
         attach!("sock_ops", SockOps);
-        self.attach_sock_option(cgroup, place, path)
+        self.attach_unkept("sock_option", sys::BPF_CGROUP_SETSOCKOPT, cgroup, place, path)?;
+        self.attach_unkept("sock_ingress", sys::BPF_CGROUP_INET_INGRESS, cgroup, place, path)
     }
 
     /// These links take no other program: the new one is there before the old one goes, and twice does no harm.
@@ -204,19 +206,24 @@ impl Kernel {
         Ok(())
     }
 
-    /// aya attaches this kind, but keeps the link to itself.
-    fn attach_sock_option(&mut self, cgroup: &File, place: Place, path: &Path) -> Result<(), LoadError> {
-        const NAME: &str = "sock_option";
+    /// aya attaches these kinds, but keeps the link to itself.
+    fn attach_unkept(
+        &mut self,
+        name: &'static str,
+        attach_type: u32,
+        cgroup: &File,
+        place: Place,
+        path: &Path,
+    ) -> Result<(), LoadError> {
         let failed = |error: &dyn std::error::Error| LoadError::Attach {
-            program: NAME,
+            program: name,
             place: path.display().to_string(),
             reason: causes(error),
         };
-        let pin = self.pins.links.join(NAME);
-        let program: &mut CgroupSockopt = self.program(NAME)?;
-        let fd = program.fd().map_err(|error| failed(&error))?.as_fd();
-        links::place(&pin, place, fd, || {
-            sys::cgroup_link(fd, cgroup.as_fd(), sys::BPF_CGROUP_SETSOCKOPT).map_err(|error| failed(&error))
+        let pin = self.pins.links.join(name);
+        let program = find(&mut self.programs, name)?.fd().map_err(|error| failed(&error))?.as_fd();
+        links::place(&pin, place, program, || {
+            sys::cgroup_link(program, cgroup.as_fd(), attach_type).map_err(|error| failed(&error))
         })
         .map(drop)
     }
@@ -279,6 +286,7 @@ fn load_program(programs: &mut Ebpf, name: &'static str) -> Result<(), LoadError
         Program::CgroupSock(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
         Program::RawTracePoint(program) => program.load(),
         _ => return Err(LoadError::Object(format!("program {name} is of an unexpected type"))),
     };

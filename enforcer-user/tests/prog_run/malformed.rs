@@ -68,10 +68,19 @@ fn malformed() -> Vec<Bad> {
         bad("echo request", packet(pu4, peer4, 1, &[8, 0, 0, 0, 0, 0, 0, 0]), Reason::ProtocolDenied),
         bad("ICMP of one byte", packet(pu4, peer4, 1, &[8]), Reason::Malformed),
     ];
-    // Only the first fragment says whose it is; with it dropped the rest is never put together.
+    // Only the first fragment says whose it is; with it dropped the rest is never put together, but it would leave.
     let passing = |what, frame| Bad { what, frame, out: None, to: None };
-    cases.push(passing("IPv4 later fragment", changed(&v4, 20, &[0, 1])));
-    cases.push(passing("IPv6 later fragment", extended(&[6, 0, 0, 8, 0, 0, 0, 9], 44)));
+    let leaving = |what, frame| Bad { what, frame, out: Some(Reason::Fragment), to: None };
+    cases.push(leaving("IPv4 later fragment", changed(&v4, 20, &[0, 1])));
+    cases.push(leaving("IPv6 later fragment", extended(&[6, 0, 0, 8, 0, 0, 0, 9], 44)));
+    let optional = [&[0x46][..], &v4[15..34], &[7, 4, 4, 0], &v4[34..]].concat();
+    cases.push(bad("IPv4 options", [&v4[..14], &optional].concat(), Reason::ExtensionHeader));
+    for (what, protocol) in [("IPv4 in IPv4", 4), ("IPv6 in IPv4", 41), ("GRE", 47), ("ESP in IPv4", 50)] {
+        cases.push(bad(what, packet(pu4, peer4, protocol, &v4[14..]), Reason::ProtocolDenied));
+    }
+    cases.push(bad("VXLAN", udp(pu4, peer4, SPORT, 4789), Reason::ProtocolDenied));
+    cases.push(bad("a type of no internet", changed(&v4, 12, &[0x88, 0xb5]), Reason::ProtocolDenied));
+    cases.push(passing("a frame of IEEE 802.2", changed(&v4, 12, &[0, 38])));
     cases.push(passing("ARP", changed(&v4, 12, &[8, 6])));
     cases.push(passing("neighbour solicitation", packet(pu6, peer6, 58, &[135; 24])));
     let error = packet(pu4, peer4, 1, &[3, 1, 0, 0, 0, 0, 0, 0]);

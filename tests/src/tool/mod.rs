@@ -3,6 +3,7 @@
 mod calls;
 mod connect;
 mod dialog;
+mod hear;
 mod hold;
 mod load;
 mod names;
@@ -50,6 +51,10 @@ enum Command {
     Resolver(names::Resolver),
     /// Ask a DNS server, and connect to what it answers
     Ask(names::Ask),
+    /// Print the datagrams (or connections) a socket hears
+    Hear(hear::Hear),
+    /// Send datagrams
+    Tell(hear::Tell),
     /// Send a hand-made TCP segment, or a whole captured frame, and print what comes back
     Raw(raw::Raw),
 }
@@ -76,6 +81,8 @@ pub fn main() -> ExitCode {
         Command::Queue(queue) => queue.run(),
         Command::Resolver(resolver) => resolver.run(),
         Command::Ask(ask) => ask.run(),
+        Command::Hear(hear) => hear.run(),
+        Command::Tell(tell) => tell.run(),
         Command::Raw(raw) => raw.run(),
     };
     match result {
