@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::{SkBuffContext, TcContext},
 };
 use common::{
-    abi::CONFIG_HAS_PU,
+    abi::{CONFIG_HAS_PU, Config},
     drop_reason::Reason,
     flow::{CUT, ESTABLISHED, SERVER},
 };
@@ -22,7 +22,7 @@ use crate::{
     flow_table::{Lookup, coarse_now, find},
     judge::rejudge,
     maps::JUDGED_SCRATCH,
-    other_protocols::{hears_anyway, judge_beside, judge_received, ports},
+    other_protocols::{hears_anyway, is_approved, judge_beside, judge_received, ports},
     outbound::{PASS, scratch},
     packet::{Parsed, TCP, is_to_many, network_header},
 };
@@ -51,12 +51,13 @@ pub fn sock_ingress(ctx: SkBuffContext) -> i32 {
     if pu == UNMANAGED {
         return ALLOW;
     }
-    heard(&ctx, pu)
+    let Some(config) = config() else { return REFUSE };
+    if is_approved(&ctx, config, pu) { ALLOW } else { heard(&ctx, config, pu) }
 }
 
 #[inline(never)]
-fn heard(ctx: &TcContext, pu: u32) -> i32 {
-    let (Some(config), Some(parsed)) = (config(), scratch(Source::Socket)) else { return REFUSE };
+fn heard(ctx: &TcContext, config: &Config, pu: u32) -> i32 {
+    let Some(parsed) = scratch(Source::Socket) else { return REFUSE };
     if config.flags & CONFIG_HAS_PU == 0 {
         return ALLOW;
     }

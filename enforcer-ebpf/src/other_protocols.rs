@@ -238,7 +238,11 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Pa
     }
     ip.key_of_receiver(sport, dport, &mut parsed.key);
     let key = &parsed.key;
-    match find(key, source.interface(ctx)) {
+    let found = find(key, source.interface(ctx));
+    if let Lookup::Ours(flow) = &found {
+        approve(ctx, config, source, flow.pu);
+    }
+    match found {
         Lookup::Elsewhere => return PASS,
         Lookup::Ours(flow) if ip.proto != TCP && flow.state == ESTABLISHED => {
             if flow.generation == config.generation || rejudge(key, flow, config.generation) {
@@ -254,6 +258,7 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Pa
         }
         _ => {}
     }
+    approve(ctx, config, source, UNMANAGED);
     if source == Source::Socket {
         let interface = ifindex(ctx);
         // SAFETY: only whether there is an entry.
@@ -268,7 +273,25 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Pa
     if pu == UNMANAGED || hears_anyway(ip, (sport, dport)) {
         return PASS;
     }
+    approve(ctx, config, source, pu);
     by_address(ctx, config, source, ip, key, pu, SERVER)
+}
+
+/// Notes whose a packet is that goes on to the stack, for its socket to be compared with: by then its addresses may have been
+/// translated. Nothing else sets so high a priority without CAP_NET_ADMIN, nor knows the mark.
+#[inline(always)]
+fn approve(ctx: &TcContext, config: &Config, source: Source, pu: u32) {
+    if source == Source::Socket {
+        // SAFETY: the context is valid for the whole program; volatile keeps the write to one field.
+        unsafe { (&raw mut (*ctx.skb.skb).priority).write_volatile(if pu == UNMANAGED { 0 } else { config.mark ^ pu }) };
+    }
+}
+
+/// Whether TC found this packet to be `pu`'s.
+#[inline(always)]
+pub fn is_approved(ctx: &TcContext, config: &Config, pu: u32) -> bool {
+    // SAFETY: as above.
+    config.mark != 0 && unsafe { (*ctx.skb.skb).priority } == config.mark ^ pu
 }
 
 /// What no policy is asked about: without it a host has no network, or none of its connections an end.
@@ -329,11 +352,13 @@ fn permitted(ip: &Ip, key: &FlowKey, role: u8, parties: &mut Parties) -> Result<
         return Err(Reason::Fragment);
     }
     let network = NETWORKS.get(&Key::new(128, key.remote)).copied().unwrap_or_default();
-    let (subject, object, port) = if role == CLIENT {
-        (info.identity, network.external, key.remote_port)
+    let (subject, object, port, other) = if role == CLIENT {
+        (info.identity, network.external, key.remote_port, key.local_port)
     } else {
-        (network.external, info.identity, key.local_port)
+        (network.external, info.identity, key.local_port, key.remote_port)
     };
+    // An answer nobody asked for is judged as its question, whatever identifier it bears.
+    let port = if is_echo(ip, other) && !is_echo(ip, port) { other } else { port };
     let mut verdict = Verdict::NONE;
     let mut reason = Reason::ProtocolDenied;
     if network.external != 0 {
@@ -419,6 +444,11 @@ pub fn ports(ctx: &TcContext, ip: &Ip) -> Option<(u16, u16)> {
 #[inline(always)]
 fn is_neighbour_discovery(ip: &Ip, ports: (u16, u16)) -> bool {
     ip.proto == ICMPV6 && ports.0 == ports.1 && matches!(ports.0 >> 8, 133..=137)
+}
+
+#[inline(always)]
+fn is_echo(ip: &Ip, kind: u16) -> bool {
+    ip.proto == ICMP && kind >> 8 == 8 || ip.proto == ICMPV6 && kind >> 8 == 128
 }
 
 /// Errors that quote a packet: unreachable, too big, time exceeded, parameter problem.
