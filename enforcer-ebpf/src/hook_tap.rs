@@ -8,7 +8,9 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use common::abi::{INJECT_ANSWER, INJECT_INGRESS, INJECT_NEIGHBOUR, INJECT_TRUSTED, INJECTION_MAGIC, Injection, MARK_ANSWER};
+use common::abi::{
+    INJECT_ANSWER, INJECT_INGRESS, INJECT_NEIGHBOUR, INJECT_TRUSTED, INJECTION_MAGIC, Injection, MARK_ANSWER,
+};
 
 use crate::{
     emit::{config, count_at},

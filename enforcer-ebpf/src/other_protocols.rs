@@ -75,6 +75,9 @@ pub fn bare(ctx: &TcContext, source: Source, parsed: &mut Parsed, way: Way) -> i
     }
     let inbound = way == Way::In;
     let Some((sport, dport)) = ports(ctx, ip) else { return unparsable(ctx, source, way) };
+    if inbound && source == Source::Socket && is_to_many(ctx, ip) {
+        return to_many(ctx, source, parsed, (sport, dport));
+    }
     let pu = if inbound {
         ip.key_of_receiver(sport, dport, &mut parsed.key);
         if ip.proto != TCP && ip.proto != UDP {
@@ -212,10 +215,14 @@ fn another(ctx: &TcContext, source: Source, pu: u32) -> Option<u32> {
     (sender != pu && sender != UNMANAGED).then_some(sender)
 }
 
-/// What a socket of this host sent to many comes around to those here before it passes any interface's egress: judged as
-/// what that socket sends, as far as it can be told which it was.
+/// Each socket is asked for itself; what is decided here would be decided for all. But what a socket of this host sent comes
+/// around, without link-layer header, before it passes any interface's egress: it is judged as what that socket sends, as
+/// far as it can be told which it was.
 #[inline(never)]
-fn own_copy(ctx: &TcContext, source: Source, parsed: &mut Parsed, (sport, dport): (u16, u16)) -> i32 {
+fn to_many(ctx: &TcContext, source: Source, parsed: &mut Parsed, (sport, dport): (u16, u16)) -> i32 {
+    if parsed.ip.proto != UDP || !is_own_copy(ctx) {
+        return PASS;
+    }
     core::mem::swap(&mut parsed.ip.src, &mut parsed.ip.dst);
     parsed.ip.key_of_receiver(dport, sport, &mut parsed.key);
     let pu = source.receiver(ctx, &parsed.ip, &parsed.key, false);
@@ -233,8 +240,7 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Pa
     }
     let Some((sport, dport)) = ports(ctx, ip) else { return unparsable(ctx, source, Way::In) };
     if source == Source::Socket && is_to_many(ctx, ip) {
-        // Each socket is asked for itself; what is decided here would be decided for all.
-        return if ip.proto == UDP && is_own_copy(ctx) { own_copy(ctx, source, parsed, (sport, dport)) } else { PASS };
+        return to_many(ctx, source, parsed, (sport, dport));
     }
     ip.key_of_receiver(sport, dport, &mut parsed.key);
     let key = &parsed.key;
@@ -283,7 +289,9 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Pa
 fn approve(ctx: &TcContext, config: &Config, source: Source, pu: u32) {
     if source == Source::Socket {
         // SAFETY: the context is valid for the whole program; volatile keeps the write to one field.
-        unsafe { (&raw mut (*ctx.skb.skb).priority).write_volatile(if pu == UNMANAGED { 0 } else { config.mark ^ pu }) };
+        unsafe {
+            (&raw mut (*ctx.skb.skb).priority).write_volatile(if pu == UNMANAGED { 0 } else { config.mark ^ pu })
+        };
     }
 }
 

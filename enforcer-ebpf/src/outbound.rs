@@ -242,12 +242,7 @@ fn is_of_listener(packet: &Packet, flow: &Flow) -> bool {
 /// Nothing of the connection stays: as long as its SYN is sent again, it is judged and chosen for again.
 #[inline(never)]
 fn other_listener(packet: &Packet, flow: &Flow) -> i32 {
-    refused(
-        packet.key,
-        &Parties::of(flow),
-        Reason::OtherListener,
-        At { role: SERVER, inbound: false, by_peer: false },
-    );
+    refused(packet.key, &Parties::of(flow), Reason::OtherListener, At { role: SERVER, inbound: false, by_peer: false });
     remove(packet.key);
     DROP
 }

@@ -55,7 +55,11 @@ fn a_pu_behind_an_interface_calls() -> Result<()> {
             for to in [host.socket_v4(9999), host.socket_v6(9999)] {
                 let before = stage.a.counters()?;
                 let attempt = stage.guest.connect(&to, &["--timeout", "3000"])?;
-                assert_eq!((&stage.a.counters()? - &before).packets_in("deny"), 1, "{what}, round {round}: {attempt:?}");
+                assert_eq!(
+                    (&stage.a.counters()? - &before).packets_in("deny"),
+                    1,
+                    "{what}, round {round}: {attempt:?}"
+                );
                 assert_eq!(attempt.outcome, Outcome::Refused, "{what}: {attempt:?}");
                 assert!(attempt.micros < 500_000, "{what}: {attempt:?}");
             }

@@ -121,7 +121,10 @@ fn of_all_who_hear_a_group_or_broadcast_each_pu_is_judged() -> Result<()> {
         assert_eq!((heard(&ears, "here"), heard(&deaf, "here")), (0, 0));
         // And on the way out.
         join[1] = if v4 { GROUPS[0] } else { GROUPS[1] };
-        let remote = [hear(&stage.a, &[&[first.as_str()], &join[..]].concat())?, hear(&stage.a, &[&[second.as_str()], &join[..]].concat())?];
+        let remote = [
+            hear(&stage.a, &[&[first.as_str()], &join[..]].concat())?,
+            hear(&stage.a, &[&[second.as_str()], &join[..]].concat())?,
+        ];
         let before = stage.b.counters()?;
         tell(&stage.ears, &from(&stage.b, v4), &to(5000), "out", 1)?;
         hears(&remote[0], "out")?;

@@ -53,7 +53,8 @@ impl Hear {
         if self.group || self.choose.is_some() {
             setsockopt(&socket, sockopt::ReusePort, &true)?;
         }
-        bind(socket.as_raw_fd(), &SockaddrStorage::from(self.at)).with_context(|| format!("cannot bind {}", self.at))?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(self.at))
+            .with_context(|| format!("cannot bind {}", self.at))?;
         if self.tcp {
             listen(&socket, Backlog::new(100)?)?;
         }
