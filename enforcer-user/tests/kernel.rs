@@ -92,7 +92,7 @@ fn load_attaches_everywhere_and_unload_leaves_nothing() {
         assert_eq!(chain("lo", Ingress), ["tc_ingress"], "the end of the agent changes nothing");
 
         let unloaded = unload(&place.unload()).unwrap();
-        assert_eq!((unloaded.links, unloaded.programs, unloaded.tap, unloaded.cgroups), (13, 15, true, 3));
+        assert_eq!((unloaded.links, unloaded.programs, unloaded.tap, unloaded.cgroups), (14, 16, true, 3));
         assert_eq!(unloaded.maps, maps.len());
         assert_eq!(interfaces(), interfaces_before);
         assert_eq!(settings(), settings_before);
