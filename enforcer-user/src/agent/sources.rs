@@ -50,7 +50,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> anyhow::Result<Running> {
         sources.push(Box::new(Docker::new(config.docker.clone(), root.clone(), mount.clone())));
     }
     if config.containerd.enabled {
-        sources.push(Box::new(Cri::new(config.containerd.clone(), root, mount)));
+        sources.push(Box::new(Cri::new(config.containerd.clone(), root, mount, shared.facts.accounts())));
     }
     sources.extend(shared.facts.sources());
     let mut running = Running { stop: Stop::default(), threads: Vec::new(), pipeline };

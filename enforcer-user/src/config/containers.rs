@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::is_namespace;
+use super::{check::is_namespace, pod_tokens::PodTokens};
 
 /// `[docker]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -30,6 +30,8 @@ pub struct ContainerdConfig {
     pub kubelet: PathBuf,
     /// Namespace of the PUs, in which `{namespace}` stands for that of the pod; the agent's own if left out.
     pub namespace: Option<String>,
+    /// Whose tokens of service accounts are believed.
+    pub tokens: PodTokens,
 }
 
 /// In `containerd.namespace`: the namespace of the pod.
@@ -48,6 +50,7 @@ impl Default for ContainerdConfig {
             socket: "/run/containerd/containerd.sock".into(),
             kubelet: "/var/lib/kubelet".into(),
             namespace: None,
+            tokens: PodTokens::default(),
         }
     }
 }
@@ -61,7 +64,8 @@ impl DockerConfig {
 impl ContainerdConfig {
     pub(super) fn check(&self) -> Result<(), (String, String)> {
         let namespace = self.namespace.as_ref().map(|namespace| namespace.replace(POD_NAMESPACE, "pod"));
-        check("containerd", &self.socket, namespace.as_deref())
+        check("containerd", &self.socket, namespace.as_deref())?;
+        self.tokens.check()
     }
 }
 

@@ -10,6 +10,7 @@ mod feed;
 mod names;
 mod oidc;
 mod plugin;
+mod pod_tokens;
 mod policy_text;
 mod records;
 mod tags;
@@ -32,6 +33,7 @@ pub use feed::Feed;
 pub use names::Names;
 pub use oidc::Oidc;
 pub use plugin::Plugin;
+pub use pod_tokens::PodTokens;
 pub use policy_text::{PolicyReadError, PolicyText};
 pub use records::{Observe, Records, rotated};
 pub use tags::Tags;
@@ -416,6 +418,7 @@ impl Config {
         }
         self.cloud.resolve(base);
         self.oidc.resolve(base);
+        self.containerd.tokens.resolve(base);
         self.feed.resolve(base);
         for path in fixed.into_iter().chain(paths).chain(&mut self.policy.paths).chain(&mut self.paths.cgroup) {
             *path = base.join(&*path);

@@ -65,26 +65,41 @@ impl Oidc {
     }
 
     pub(super) fn check(&self) -> Result<(), Problem> {
-        ensure(self.issuer.is_some() || self.jwks.is_none(), "oidc.jwks", || {
-            "is of no use without `oidc.issuer`".into()
-        })?;
-        if let (Some(issuer), None) = (&self.issuer, &self.jwks) {
-            protected("oidc.issuer", issuer)?;
-        }
-        ensure(self.issuer.as_deref() != Some(""), "oidc.issuer", || "must not be empty".into())?;
-        if let Some(place) = self.jwks.as_deref().filter(|place| place.contains("://")) {
-            protected("oidc.jwks", place)?;
-        }
+        check_issuer("oidc", self.issuer.as_deref(), self.jwks.as_deref())?;
         ensure(!self.audience.is_empty(), "oidc.audience", || "must not be empty".into())?;
         ensure(!self.claims.is_empty(), "oidc.claims", || "must name at least one claim".into())?;
         for claim in &self.claims {
             let fits = !claim.is_empty() && !claim.chars().any(|c| c.is_control() || c.is_whitespace() || c == '=');
             ensure(fits, "oidc.claims", || format!("{claim:?} is no claim that a tag could be named after"))?;
         }
-        between("oidc.clock_skew", self.clock_skew, Duration::ZERO, Duration::from_secs(600))?;
-        between("oidc.refresh", self.refresh, Duration::from_secs(10), Duration::from_secs(24 * 3600))?;
-        between("oidc.timeout", self.timeout, Duration::from_millis(100), Duration::from_secs(60))
+        check_times("oidc", self.clock_skew, self.refresh, self.timeout)
     }
+}
+
+/// An issuer of tokens, and where its keys are.
+pub(super) fn check_issuer(section: &str, issuer: Option<&str>, jwks: Option<&str>) -> Result<(), Problem> {
+    let (key, jwks_key) = (format!("{section}.issuer"), format!("{section}.jwks"));
+    ensure(issuer.is_some() || jwks.is_none(), &jwks_key, || format!("is of no use without `{key}`"))?;
+    if let (Some(issuer), None) = (issuer, jwks) {
+        protected(&key, issuer)?;
+    }
+    ensure(issuer != Some(""), &key, || "must not be empty".into())?;
+    match jwks.filter(|place| place.contains("://")) {
+        Some(place) => protected(&jwks_key, place),
+        None => Ok(()),
+    }
+}
+
+/// What is said of an issuer's clock, and of the fetching of its keys.
+pub(super) fn check_times(
+    section: &str,
+    clock_skew: Duration,
+    refresh: Duration,
+    timeout: Duration,
+) -> Result<(), Problem> {
+    between(&format!("{section}.clock_skew"), clock_skew, Duration::ZERO, Duration::from_secs(600))?;
+    between(&format!("{section}.refresh"), refresh, Duration::from_secs(10), Duration::from_secs(24 * 3600))?;
+    between(&format!("{section}.timeout"), timeout, Duration::from_millis(100), Duration::from_secs(60))
 }
 
 /// A relative path starts at the configuration's directory; an address stays what it is.

@@ -27,7 +27,7 @@ struct State {
 }
 
 /// Kinds of sources: the label of the counter.
-pub const KINDS: [&str; 4] = ["cloud", "feed", "oidc", "plugin"];
+pub const KINDS: [&str; 5] = ["cloud", "feed", "oidc", "plugin", "serviceaccount"];
 
 impl Board {
     /// Nothing is known yet.
@@ -38,7 +38,7 @@ impl Board {
         let errors = IntCounterVec::new(
             Opts::new(
                 "enforcer_fact_errors_total",
-                "Facts that could not be had or were not believed, by source (cloud, feed, oidc, plugin) and fault.",
+                "Facts that could not be had or were not believed, by source (cloud, feed, oidc, plugin, serviceaccount) and fault.",
             ),
             &["source", "fault"],
         )?;

@@ -12,20 +12,20 @@ use super::FactError;
 const KEYS_MAX: usize = 256;
 
 /// Keys that may sign tokens.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct KeySet {
     keys: Vec<Key>,
 }
 
 /// One key.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Key {
     id: Option<String>,
     public: Public,
 }
 
 /// What kind of key it is. It decides the algorithm: what the token says must agree with it, never the other way round.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Public {
     Rsa { n: Vec<u8>, e: Vec<u8> },
     P256(Vec<u8>),

@@ -34,6 +34,17 @@ pub enum Origin {
     Issuer(String),
 }
 
+impl Origin {
+    /// Where an issuer's keys are if `jwks` names a file or an address, or nothing.
+    pub fn new(issuer: String, jwks: Option<&str>) -> Self {
+        match jwks {
+            None => Self::Issuer(issuer),
+            Some(place) if place.contains("://") => Self::Url(place.into()),
+            Some(path) => Self::File(path.into()),
+        }
+    }
+}
+
 /// Keys of one issuer, kept.
 #[derive(Debug)]
 pub struct Keys {
@@ -79,7 +90,9 @@ impl Keys {
                 }
                 Ok(None) => kept.fetched = Some(now),
                 Err(error) => {
-                    tracing::warn!(%error, "keys of an issuer cannot be read; the former ones stay");
+                    if kept.trouble.as_ref() != Some(&error) {
+                        tracing::warn!(%error, "keys of an issuer cannot be read; the former ones stay");
+                    }
                     kept.trouble = Some(error);
                 }
             }

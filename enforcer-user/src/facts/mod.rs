@@ -3,6 +3,7 @@
 //! Each has a pure half, from foreign bytes to [`Tags`](crate::identity::Tags) or a [`FactError`], and a half that fetches.
 //! What is signed is verified by ring before a single tag comes of it; what cannot be verified gives no tag at all.
 
+pub mod account;
 pub mod board;
 pub mod cloud;
 pub mod cms;
@@ -20,7 +21,7 @@ pub mod token;
 mod value;
 
 pub use error::{FactError, Fault};
-pub use service::Facts;
+pub use service::{Accounts, Claim, Facts};
 
 /// Unix seconds.
 pub(crate) fn unix_now() -> u64 {

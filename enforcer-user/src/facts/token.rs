@@ -43,11 +43,7 @@ impl Issuer {
     /// The issuer of the configuration; `None` if it names none.
     pub fn new(config: &Oidc) -> Option<Self> {
         let issuer = config.issuer.clone()?;
-        let origin = match config.jwks.as_deref() {
-            None => Origin::Issuer(issuer),
-            Some(place) if place.contains("://") => Origin::Url(place.into()),
-            Some(path) => Origin::File(path.into()),
-        };
+        let origin = Origin::new(issuer, config.jwks.as_deref());
         let client = Client { timeout: config.timeout, limit: 1 << 20, ca: config.ca.clone() };
         Some(Self { config: config.clone(), keys: Keys::new(origin, client, config.refresh) })
     }

@@ -295,7 +295,6 @@ pub fn cri(bytes: &[u8]) -> bool {
         assert_eq!(segments, 3, "{unit:?}");
         check_unit(&unit, "@");
     }
-    let _ = str::from_utf8(bytes).is_ok_and(|token| cri::account_of(token, "shop").is_some());
     !pods.items.is_empty()
 }
 

@@ -1,11 +1,14 @@
 //! The facts of a running agent: sources that fetch and tell all PUs, extractors that tell a new one at once.
 
+mod accounts;
 mod cloud;
 mod feed;
 mod plugins;
 mod sessions;
 
 use std::{collections::HashMap, sync::Arc};
+
+pub use accounts::{Accounts, Claim};
 
 use super::{
     FactError,
@@ -23,6 +26,7 @@ use crate::{
 pub struct Facts {
     board: Arc<Board>,
     issuer: Option<Issuer>,
+    accounts: Accounts,
     cloud: Option<cloud::Cloud>,
     feed: Option<feed::Feeds>,
     plugins: Option<plugins::Plugins>,
@@ -50,12 +54,16 @@ impl Facts {
         if let Some(issuer) = &issuer {
             board.expect("oidc", issuer.name());
         }
-        Ok(Self { board, issuer, cloud, feed, plugins, sessions: sessions::Sessions::new(absent) })
+        let accounts = Accounts::new(&config.containerd.tokens, board.clone());
+        Ok(Self { board, issuer, accounts, cloud, feed, plugins, sessions: sessions::Sessions::new(absent) })
     }
 
     /// What is to run, each in a thread of its own.
     pub fn sources(&self) -> Vec<Box<dyn Source>> {
         let mut sources: Vec<Box<dyn Source>> = vec![Box::new(self.sessions.clone())];
+        if self.accounts.is_source() {
+            sources.push(Box::new(self.accounts.clone()));
+        }
         sources.extend(self.cloud.clone().map(|cloud| Box::new(cloud) as Box<dyn Source>));
         sources.extend(self.feed.clone().map(|feed| Box::new(feed) as Box<dyn Source>));
         sources.extend(self.plugins.clone().map(|plugins| Box::new(plugins) as Box<dyn Source>));
@@ -90,6 +98,11 @@ impl Facts {
             None => {}
         }
         session
+    }
+
+    /// Who tells the service accounts of pods.
+    pub fn accounts(&self) -> Accounts {
+        self.accounts.clone()
     }
 
     /// How every source fares.

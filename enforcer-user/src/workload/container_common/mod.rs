@@ -8,10 +8,12 @@
 //! its cgroup, from the moment the runtime makes that, before the first process enters.
 
 mod cgroups;
+mod follow;
 mod namespace;
 mod tracker;
 
 pub use cgroups::{CgroupWatch, container_of};
+pub use follow::{Engine, STOP_LOOK, Site, follow};
 pub use namespace::Namespace;
 pub use tracker::Tracker;
 

@@ -1,11 +1,9 @@
-//! What the runtime says of pods, and what it means here: pure, but for the service account's token.
+//! What the runtime says of pods, and what it means here: pure, but for the reading of tokens.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use base64::Engine;
 use serde::Deserialize;
 
 use super::super::TagSource;
@@ -16,6 +14,7 @@ use super::proto::{
     SANDBOX_READY,
 };
 use crate::config::POD_NAMESPACE;
+use crate::facts::jwt::TOKEN_MAX;
 use crate::identity::Tags;
 
 /// What only the sandbox's status tells.
@@ -109,43 +108,26 @@ fn segment(namespace: &str) -> &str {
     if !namespace.is_empty() && namespace.len() <= 63 && namespace.bytes().all(fits) { namespace } else { "invalid" }
 }
 
-/// The name of a pod's service account, from the token that kubelet mounts into it. The runtime is not told of the account,
-/// and labels and annotations are whatever the pod's author writes; the token's directory is kubelet's own.
-pub fn service_account(kubelet: &Path, pod: &PodSandbox) -> Option<String> {
-    let metadata = pod.metadata.as_ref()?;
-    let uid = metadata.uid.as_str();
+/// The tokens of service accounts that kubelet mounts into a pod: the directory is kubelet's own. The runtime is not told of the
+/// account, and labels and annotations are whatever the pod's author writes.
+pub fn tokens(kubelet: &Path, pod: &PodSandbox) -> Vec<String> {
+    let uid = pod.metadata.as_ref().map(|metadata| metadata.uid.as_str()).unwrap_or_default();
     if uid.is_empty() || !uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
-        return None;
+        return Vec::new();
     }
     let volumes = kubelet.join("pods").join(uid).join("volumes/kubernetes.io~projected");
-    let mut names = BTreeSet::new();
-    for volume in std::fs::read_dir(volumes).ok()?.flatten().take(64) {
+    let volumes = std::fs::read_dir(volumes).into_iter().flatten().flatten().take(VOLUMES_MAX);
+    let read = |volume: std::fs::DirEntry| {
         let mut token = String::new();
-        let Ok(file) = File::open(volume.path().join("token")) else { continue };
-        if file.take(TOKEN_MAX).read_to_string(&mut token).is_ok() {
-            names.extend(account_of(&token, &metadata.namespace));
-        }
-    }
-    // Two different ones would be two claims of which one is wrong.
-    if names.len() == 1 { names.pop_first() } else { None }
+        let file = File::open(volume.path().join("token")).ok()?;
+        file.take(TOKEN_MAX as u64 + 1).read_to_string(&mut token).ok()?;
+        Some(token)
+    };
+    volumes.filter_map(read).collect()
 }
 
-/// The longest token read, bytes.
-const TOKEN_MAX: u64 = 64 << 10;
-
-/// The account a token speaks for, if it is one of this namespace.
-pub fn account_of(token: &str, namespace: &str) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Claims {
-        sub: String,
-    }
-    let payload = token.trim().split('.').nth(1)?;
-    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(payload).ok()?;
-    let subject = serde_json::from_slice::<Claims>(&bytes).ok()?.sub;
-    let (owner, name) = subject.strip_prefix("system:serviceaccount:")?.split_once(':')?;
-    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
-    (owner == namespace && !name.is_empty() && name.bytes().all(fits)).then(|| name.to_owned())
-}
+/// Volumes of a pod that are looked at, at most.
+const VOLUMES_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests;

@@ -5,26 +5,26 @@
 //! that, so its PU is there before anything of it can send.
 
 mod client;
+mod due;
 mod map;
 pub mod proto;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
-use anyhow::Context;
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::sleep;
 use tonic::Streaming;
 
-use super::container_common::{CgroupWatch, Tracker};
+use super::container_common::{Engine, Site, follow};
 use super::{PuSink, Source, Stop};
 use crate::config::ContainerdConfig;
-use crate::link_net;
+use crate::facts::{Accounts, Claim, account};
 
 pub use client::{Client, CriError};
-pub use map::{Status, account_of, containers_of, is_live, status, unit};
+use due::Due;
+pub use map::{Status, containers_of, is_live, status, unit};
 use proto::{
     ContainerEventResponse, Envelope, GetEventsRequest, ListContainersRequest, ListContainersResponse,
     ListPodSandboxRequest, ListPodSandboxResponse, PodSandbox, PodSandboxStatusRequest, PodSandboxStatusResponse,
@@ -34,28 +34,19 @@ use proto::{
 /// Keys of its PUs begin so.
 pub const PREFIX: &str = "pod:";
 
-/// Waiting time after the runtime could not be reached, at first and at most.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
-/// How often everything is listed again where events tell of changes, and where they do not.
-const RESYNC: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(1));
-/// For so long after an event, everything is listed again every so often: a runtime tells of a sandbox's process a moment
-/// before it lists the sandbox.
-const ECHO: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(50));
-/// How soon it is noticed that the agent ends.
-const STOP_LOOK: Duration = Duration::from_millis(500);
-
 /// The source.
 pub struct Cri {
     config: ContainerdConfig,
     cgroup_root: PathBuf,
     cgroup_mount: PathBuf,
+    accounts: Accounts,
 }
 
 impl Cri {
     /// A source of this configuration; `cgroup_root` is where PUs may be, `cgroup_mount` what `/proc/PID/cgroup` is relative
-    /// to.
-    pub fn new(config: ContainerdConfig, cgroup_root: PathBuf, cgroup_mount: PathBuf) -> Self {
-        Self { config, cgroup_root, cgroup_mount }
+    /// to; `accounts` judges the tokens of service accounts.
+    pub fn new(config: ContainerdConfig, cgroup_root: PathBuf, cgroup_mount: PathBuf, accounts: Accounts) -> Self {
+        Self { config, cgroup_root, cgroup_mount, accounts }
     }
 }
 
@@ -66,51 +57,23 @@ impl Source for Cri {
 
     fn run(&mut self, sink: Arc<dyn PuSink>, stop: &Stop) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(self.follow(&*sink, stop))
-    }
-}
-
-impl Cri {
-    async fn follow(&self, sink: &dyn PuSink, stop: &Stop) -> anyhow::Result<()> {
-        let host = Arc::new(Notify::new());
-        let (links, made) = (host.clone(), host.clone());
-        let _watch = link_net::watch(move |_| links.notify_one()).context("watching interfaces")?;
-        let cgroups = CgroupWatch::start(&self.cgroup_root, move || made.notify_one())
-            .with_context(|| format!("watching cgroups below {}", self.cgroup_root.display()))?;
-        let tracker = Tracker::new(PREFIX, &self.cgroup_mount, sink)?;
-        let statuses = BTreeMap::new();
-        let mut following = Following { config: &self.config, tracker, statuses, cgroups, host, sink };
-        let mut back_off = BACK_OFF.0;
-        let mut said = false;
-        while !stop.is_set() {
-            let connected = Instant::now();
-            match following.connected(stop).await {
-                Ok(()) => tracing::info!("the runtime ended its events; its pods stay PUs"),
-                Err(error) if !said => tracing::warn!(%error, "no events from the runtime; its pods stay PUs"),
-                Err(error) => tracing::debug!(%error, "still no events from the runtime"),
-            }
-            if connected.elapsed() > BACK_OFF.1 {
-                (back_off, said) = (BACK_OFF.0, false);
-            } else {
-                said = true;
-            }
-            following.meanwhile(stop, back_off).await;
-            back_off = (back_off * 2).min(BACK_OFF.1);
-        }
+        let mut site = Site::new(PREFIX, &self.cgroup_root, &self.cgroup_mount, &*sink)?;
+        let mut following = Following { config: &self.config, accounts: &self.accounts, statuses: BTreeMap::new() };
+        runtime.block_on(follow(&mut following, &mut site, stop));
         Ok(())
     }
 }
 
-/// What lasts while the runtime comes and goes.
+/// What is known of the runtime while it comes and goes.
 struct Following<'a> {
     config: &'a ContainerdConfig,
-    tracker: Tracker,
+    accounts: &'a Accounts,
     /// By sandbox.
     statuses: BTreeMap<String, Status>,
-    cgroups: CgroupWatch,
-    host: Arc<Notify>,
-    sink: &'a dyn PuSink,
 }
+
+/// What is asked is not known yet.
+struct Pending;
 
 /// Where a runtime tells that something happened.
 enum Events {
@@ -137,6 +100,14 @@ impl Events {
         }
     }
 
+    fn announce(&self) {
+        match self {
+            Self::Containerd(_) => tracing::debug!("events are containerd's own"),
+            Self::Cri(_) => tracing::info!("events are those of CRI"),
+            Self::None => tracing::warn!("this runtime tells no events: pods are listed every second"),
+        }
+    }
+
     /// Waits until something happened; `false` if the runtime ends the stream.
     async fn next(&mut self) -> Result<bool, Box<tonic::Status>> {
         match self {
@@ -147,85 +118,100 @@ impl Events {
     }
 }
 
-impl Following<'_> {
-    /// One connection to the runtime, from its beginning to its end.
-    async fn connected(&mut self, stop: &Stop) -> anyhow::Result<()> {
+impl Engine for Following<'_> {
+    const NAME: &'static str = "the runtime";
+    const UNITS: &'static str = "pods";
+
+    async fn connected(&mut self, site: &mut Site<'_>, stop: &Stop) -> anyhow::Result<()> {
         let mut client = Client::connect(&self.config.socket).await?;
         let version: VersionResponse =
             client.call("/runtime.v1.RuntimeService/Version", VersionRequest::default()).await?;
+        let runtime = version.runtime_name.as_str();
         // A runtime may answer a subscription only with its first event: on a connection of its own nothing waits for it.
         let mut events = Events::None;
         let mut subscriber = Client::connect(&self.config.socket).await?;
         let mut subscribing = Box::pin(async move { Events::subscribe(&mut subscriber).await });
         let mut subscribed = false;
-        self.list(&mut client, &version.runtime_name).await?;
-        tracing::info!(socket = %self.config.socket.display(), runtime = %version.runtime_name, "following pods");
-        let (mut listed, mut told) = (Instant::now(), Instant::now());
+        let waits = self.list(site, &mut client, runtime).await?;
+        tracing::info!(socket = %self.config.socket.display(), runtime, "following pods");
+        let mut due = Due::new(Instant::now());
+        if waits {
+            due.hinted(Instant::now());
+        }
         while !stop.is_set() {
-            let echo = told.elapsed() < ECHO.0;
             tokio::select! {
                 result = &mut subscribing, if !subscribed => {
                     events = result?;
                     subscribed = true;
-                    told = Instant::now();
+                    events.announce();
+                    due.told(Instant::now());
                 }
                 event = events.next(), if subscribed => match event? {
-                    true => told = Instant::now(),
+                    true => due.told(Instant::now()),
                     false => return Ok(()),
                 },
-                () = self.host.notified() => {}
-                () = sleep(if echo { ECHO.1 } else { STOP_LOOK }) => {}
+                // Without events, this is the first to tell of a new pod.
+                () = site.changed() => match events {
+                    Events::None => due.told(Instant::now()),
+                    _ => due.hinted(Instant::now()),
+                },
+                () = sleep(due.pause(Instant::now())) => {}
             }
-            let resync = if matches!(events, Events::None) { RESYNC.1 } else { RESYNC.0 };
-            if told > listed || (echo && listed.elapsed() >= ECHO.1) || listed.elapsed() > resync {
-                listed = Instant::now();
-                self.list(&mut client, &version.runtime_name).await?;
+            if due.is_due(Instant::now(), matches!(events, Events::None)) {
+                due.listed(Instant::now());
+                if self.list(site, &mut client, runtime).await? {
+                    due.hinted(Instant::now());
+                }
             }
-            self.settle();
+            site.settle();
         }
         Ok(())
     }
+}
 
-    /// Without the runtime: interfaces and cgroups still come and go.
-    async fn meanwhile(&mut self, stop: &Stop, pause: Duration) {
-        let until = Instant::now() + pause;
-        while !stop.is_set() && Instant::now() < until {
-            let pause = STOP_LOOK.min(until.saturating_duration_since(Instant::now()));
-            let _ = timeout(pause, self.host.notified()).await;
-            self.settle();
-        }
-    }
-
-    fn settle(&mut self) {
-        if let Err(error) = self.tracker.settle(Some(&self.cgroups), self.sink) {
-            tracing::warn!(%error, "interfaces cannot be listed");
-        }
-    }
-
-    async fn list(&mut self, client: &mut Client, runtime: &str) -> Result<(), CriError> {
+impl Following<'_> {
+    /// Lists everything; whether to do so again soon, since an account is not known yet.
+    async fn list(&mut self, site: &mut Site<'_>, client: &mut Client, runtime: &str) -> Result<bool, CriError> {
         let pods: ListPodSandboxResponse =
             client.call("/runtime.v1.RuntimeService/ListPodSandbox", ListPodSandboxRequest {}).await?;
         let containers: ListContainersResponse =
             client.call("/runtime.v1.RuntimeService/ListContainers", ListContainersRequest {}).await?;
-        let mut present = BTreeSet::new();
+        let (mut present, mut waits) = (BTreeSet::new(), false);
         for pod in pods.items.iter().filter(|pod| is_live(pod)) {
             let Some(status) = self.status(client, pod).await? else { continue };
             present.insert(pod.id.clone());
             let inside: Vec<_> = containers_of(pod, &containers.containers).collect();
-            let account = map::service_account(&self.config.kubelet, pod);
+            let account = self.service_account(pod);
+            waits |= account.is_err();
+            let account = account.unwrap_or_default();
             let namespace = self.config.namespace.as_deref();
             let unit = map::unit(pod, &inside, &status, runtime, account.as_deref(), namespace);
             let members = inside.iter().map(|container| container.id.clone()).chain([pod.id.clone()]);
-            self.tracker.know(&pod.id, unit, members, self.sink);
+            site.tracker.know(&pod.id, unit, members, site.sink);
             if let Some(pid) = status.pid {
-                self.tracker.runs(&pod.id, pid);
+                site.tracker.runs(&pod.id, pid);
             }
-            self.find_cgroup(pod);
+            find_cgroup(site, pod);
         }
         self.statuses.retain(|id, _| present.contains(id));
-        self.settle();
-        self.tracker.only(&present, self.sink);
-        Ok(())
+        site.settle();
+        site.tracker.only(&present, site.sink);
+        Ok(waits)
+    }
+
+    /// The service account that one of the pod's tokens proves; an error if the issuer's keys are not here yet.
+    fn service_account(&self, pod: &PodSandbox) -> Result<Option<String>, Pending> {
+        let metadata = pod.metadata.as_ref();
+        let (namespace, uid) = metadata.map(|it| (it.namespace.as_str(), it.uid.as_str())).unwrap_or_default();
+        let mut pending = Ok(None);
+        for token in map::tokens(&self.config.kubelet, pod) {
+            match self.accounts.claim(&token, account::Pod { namespace, uid }) {
+                Claim::Account(name) => return Ok(Some(name)),
+                Claim::Pending => pending = Err(Pending),
+                Claim::Nothing => {}
+            }
+        }
+        pending
     }
 
     /// What the status of a sandbox says does not change; `None` if there is no such sandbox any more.
@@ -244,18 +230,18 @@ impl Following<'_> {
         self.statuses.insert(pod.id.clone(), status.clone());
         Ok(Some(status))
     }
+}
 
-    /// Kubelet gives each pod a cgroup, named after its uid, and has the runtime put the pod's containers there.
-    fn find_cgroup(&mut self, pod: &PodSandbox) {
-        let uid = pod.metadata.as_ref().map(|metadata| metadata.uid.as_str()).unwrap_or_default();
-        let Some(parent) = self.cgroups.of_container(&pod.id).and_then(|path| Some(path.parent()?.to_owned())) else {
-            return;
-        };
-        let name = parent.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let name = name.strip_suffix(".slice").unwrap_or(name);
-        let own = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
-        if !uid.is_empty() && own.iter().any(|own| name == own || name.ends_with(&format!("-{own}"))) {
-            self.tracker.lives_in(&pod.id, parent);
-        }
+/// Kubelet gives each pod a cgroup, named after its uid, and has the runtime put the pod's containers there.
+fn find_cgroup(site: &mut Site<'_>, pod: &PodSandbox) {
+    let uid = pod.metadata.as_ref().map(|metadata| metadata.uid.as_str()).unwrap_or_default();
+    let Some(parent) = site.cgroups.of_container(&pod.id).and_then(|path| Some(path.parent()?.to_owned())) else {
+        return;
+    };
+    let name = parent.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = name.strip_suffix(".slice").unwrap_or(name);
+    let own = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
+    if !uid.is_empty() && own.iter().any(|own| name == own || name.ends_with(&format!("-{own}"))) {
+        site.tracker.lives_in(&pod.id, parent);
     }
 }

@@ -100,37 +100,21 @@ fn only_ready_sandboxes_with_sound_ids_count() {
     assert!(!is_live(&PodSandbox { id: "../x".into(), ..pod() }));
 }
 
-/// A token with this subject; the signature is not looked at.
-fn token(subject: &str) -> String {
-    let part = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
-    format!("{}.{}.{}", part(r#"{"alg":"RS256"}"#), part(&format!(r#"{{"sub":"{subject}"}}"#)), part("signature"))
-}
-
 #[test]
-fn the_service_account_is_the_tokens() {
-    assert_eq!(account_of(&token("system:serviceaccount:shop:seller"), "shop").as_deref(), Some("seller"));
-    for odd in ["system:serviceaccount:other:seller", "system:serviceaccount:shop:", "seller", "system:node:shop:x"] {
-        assert_eq!(account_of(&token(odd), "shop"), None, "{odd}");
-    }
-    for odd in ["", "a.b.c", "..", "e30.e30.e30"] {
-        assert_eq!(account_of(odd, "shop"), None, "{odd}");
-    }
-}
-
-#[test]
-fn the_token_is_found_where_kubelet_puts_it() {
+fn tokens_are_found_where_kubelet_puts_them() {
     let kubelet = tempfile::tempdir().unwrap();
-    let volume = |name: &str, subject: &str| {
+    let volume = |name: &str, file: &str| {
         let path = kubelet.path().join("pods/1234-abcd/volumes/kubernetes.io~projected").join(name);
         std::fs::create_dir_all(&path).unwrap();
-        std::fs::write(path.join("token"), token(subject)).unwrap();
+        std::fs::write(path.join(file), name).unwrap();
     };
-    assert_eq!(service_account(kubelet.path(), &pod()), None);
-    volume("kube-api-access-x", "system:serviceaccount:shop:seller");
-    assert_eq!(service_account(kubelet.path(), &pod()).as_deref(), Some("seller"));
+    assert_eq!(tokens(kubelet.path(), &pod()), [""; 0]);
+    volume("kube-api-access-x", "token");
+    volume("certificates", "ca.crt");
+    assert_eq!(tokens(kubelet.path(), &pod()), ["kube-api-access-x"]);
     let mut other = pod();
     other.metadata.as_mut().unwrap().uid = "../1234-abcd".into();
-    assert_eq!(service_account(kubelet.path(), &other), None);
-    volume("another", "system:serviceaccount:shop:admin");
-    assert_eq!(service_account(kubelet.path(), &pod()), None, "two claims");
+    assert_eq!(tokens(kubelet.path(), &other), [""; 0]);
+    volume("vault", "token");
+    assert_eq!(tokens(kubelet.path(), &pod()).len(), 2);
 }
