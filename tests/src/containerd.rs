@@ -31,12 +31,12 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Starts one whose data lie below `host`'s directory; `plugins` is TOML for its configuration.
-    pub fn start(host: &Host, plugins: &str) -> Result<Self> {
+    /// Starts one whose data lie below `host`'s directory; `more` is TOML for its configuration.
+    pub fn start(host: &Host, more: &str) -> Result<Self> {
         let directory = host.directory().join("containerd");
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let config = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n{plugins}",
+            "version = 2\nroot = {:?}\nstate = {:?}\n{more}\n[grpc]\naddress = {:?}\n",
             directory.join("root"),
             directory.join("state"),
             directory.join("containerd.sock"),
@@ -48,14 +48,14 @@ impl Containerd {
         Ok(containerd)
     }
 
-    /// Starts one with the CRI plugin, a network for pods, and [`POD_IMAGE`].
-    pub fn start_for_pods(host: &Host, subnet: &str) -> Result<Self> {
+    /// Starts one with the CRI plugin, a network for pods, and [`POD_IMAGE`]; `more` is TOML for its configuration, top level.
+    pub fn start_for_pods(host: &Host, subnet: &str, more: &str) -> Result<Self> {
         present("ctr", "containerd")?;
         let plugins = Path::new("/usr/lib/cni/bridge");
         ensure!(plugins.exists(), "there is no {}; `cargo xtask setup` installs it", plugins.display());
         let directory = host.directory().join("containerd");
         fs::create_dir_all(&directory)?;
-        let containerd = Self::start(host, &cri_plugin(&directory, subnet)?)?;
+        let containerd = Self::start(host, &format!("{more}\n{}", cri_plugin(&directory, subnet)?))?;
         let (root, file) = (directory.join("image"), directory.join("image.tar"));
         lay_out(&root, &["/bin/busybox", &text(lab_tool()?)], &[])?;
         archive(&root, POD_IMAGE, &file)?;

@@ -1,73 +1,23 @@
-//! Pods as PUs: a real containerd, pods made through CRI.
-
-mod cri;
+//! Pods as PUs: what they are, and how long they stay it.
 
 use std::fs;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, ensure};
-use cri::{Cri, Pod, Sandbox};
-use serde_json::Value;
-use tests::{Containerd, Host, Lab, Outcome};
+use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::rand::SystemRandom;
+use ring::signature::{Ed25519KeyPair, KeyPair};
+use serde_json::{Value, json};
+use tests::Outcome;
+
+use super::cri::Pod;
+use super::stage::{IDLE, Stage};
 
 const POLICY: &str = "name: pods
 rules:
   - call: allow app=client @k8s:namespace=shop -> app=server tcp/8000-8999
 ";
-
-const SUBNET: &str = "10.98.0.0/24";
-const SERVE: [&str; 4] = ["/bin/lab-tool", "serve", "--listen", "[::]:8020"];
-const IDLE: [&str; 2] = ["/bin/sleep", "infinity"];
-
-struct Stage {
-    cri: Cri,
-    containerd: Containerd,
-    a: Host,
-    _lab: Lab,
-}
-
-impl Stage {
-    /// A host with a containerd and an enforcer that follows it.
-    fn new(name: &str, config: &str) -> Result<Self> {
-        let lab = Lab::new(name)?;
-        lab.write_policy("pods.yaml", POLICY)?;
-        let a = lab.host("a")?;
-        let containerd = Containerd::start_for_pods(&a, SUBNET)?;
-        let cri = Cri::connect(&a, &containerd)?;
-        let kubelet = a.directory().join("kubelet");
-        a.start_enforcer(&format!(
-            "datapath.interfaces = [\"auto\"]\ncontainerd.enabled = true\ncontainerd.socket = {:?}\ncontainerd.kubelet = {kubelet:?}\n{config}",
-            containerd.socket()
-        ))?;
-        Ok(Self { cri, containerd, a, _lab: lab })
-    }
-
-    /// A pod with one container that serves on port 8020, and its address.
-    fn server(&self) -> Result<(Sandbox, String)> {
-        let pod = self.cri.run_pod(&Pod::new("server", "shop", &[("app", "server")]))?;
-        let container = self.cri.start_container(&pod, "main", &SERVE)?;
-        self.cri.wait_for_listener(&container, 8020)?;
-        let address = format!("{}:8020", self.cri.address(&pod)?);
-        Ok((pod, address))
-    }
-
-    fn idle(&self, pod: &Pod) -> Result<(Sandbox, String)> {
-        let pod = self.cri.run_pod(pod)?;
-        let container = self.cri.start_container(&pod, "main", &IDLE)?;
-        Ok((pod, container))
-    }
-
-    fn why(&self) -> String {
-        let counters = self.a.counters().map(|counters| format!("{:?}", counters.refusals()));
-        format!("{counters:?}\n{}", self.a.enforcer_log())
-    }
-
-    fn assert_outcome(&self, container: &str, to: &str, expected: Outcome) -> Result<()> {
-        let attempt = self.cri.connect_from(container, to, &["--payload", "ping", "--timeout", "3000"])?;
-        ensure!(attempt.outcome == expected, "to {to}: {attempt:?}, not {expected:?}\n{}", self.why());
-        ensure!(attempt.total_micros < 900_000, "by the timer: {attempt:?}\n{}", self.why());
-        Ok(())
-    }
-}
 
 fn tags(pu: &Value, key: &str) -> Vec<String> {
     let values = pu["tags"][key].as_array().cloned().unwrap_or_default();
@@ -76,7 +26,7 @@ fn tags(pu: &Value, key: &str) -> Vec<String> {
 
 #[test]
 fn a_pod_is_one_pu_for_all_its_containers() -> Result<()> {
-    let stage = Stage::new("podbridge", "")?;
+    let stage = Stage::new("podbridge", POLICY, "")?;
     let (_server, to) = stage.server()?;
     let (pod, first) = stage.idle(&Pod::new("client", "shop", &[("app", "client")]))?;
     let second = stage.cri.start_container(&pod, "sidecar", &IDLE)?;
@@ -97,7 +47,7 @@ fn a_pod_is_one_pu_for_all_its_containers() -> Result<()> {
 
 #[test]
 fn a_pod_on_the_hosts_network_is_one_pu() -> Result<()> {
-    let stage = Stage::new("podhost", "")?;
+    let stage = Stage::new("podhost", POLICY, "")?;
     let (_server, to) = stage.server()?;
     let (pod, client) = stage.idle(&Pod::new("agent", "shop", &[("app", "client")]).on_host_network())?;
     let (_, other) = stage.idle(&Pod::new("other", "shop", &[("app", "other")]).on_host_network())?;
@@ -119,7 +69,7 @@ fn a_pod_on_the_hosts_network_is_one_pu() -> Result<()> {
 
 #[test]
 fn pods_outlive_the_runtime_and_the_enforcer() -> Result<()> {
-    let mut stage = Stage::new("podlast", "")?;
+    let mut stage = Stage::new("podlast", POLICY, "")?;
     let (_server, to) = stage.server()?;
     let (_, client) = stage.idle(&Pod::new("client", "shop", &[("app", "client")]))?;
     let (leaves, _) = stage.idle(&Pod::new("leaves", "shop", &[("app", "client")]))?;
@@ -152,21 +102,77 @@ fn pods_outlive_the_runtime_and_the_enforcer() -> Result<()> {
 
 #[test]
 fn namespace_and_service_account() -> Result<()> {
-    let stage = Stage::new("podaccount", "containerd.namespace = \"/cluster/{namespace}\"\n")?;
+    let issuer = Issuer::new()?;
+    let stage = Stage::without_enforcer("podaccount", "")?;
+    let keys = stage.a.directory().join("keys.json");
+    fs::write(&keys, issuer.keys())?;
+    let config =
+        format!("namespace = \"/cluster/{{namespace}}\"\ntokens = {{ issuer = {ISSUER:?}, jwks = {keys:?} }}\n");
+    stage.follow(&stage.containerd.socket(), &config)?;
     let pod = Pod::new("client", "shop", &[("app", "client"), ("@k8s:namespace", "kube-system")]);
-    let volume = stage.a.directory().join("kubelet/pods").join(&pod.uid);
-    let volume = volume.join("volumes/kubernetes.io~projected/kube-api-access-abcde");
-    fs::create_dir_all(&volume)?;
-    // {"sub":"system:serviceaccount:shop:seller"}
-    fs::write(volume.join("token"), "e30.eyJzdWIiOiJzeXN0ZW06c2VydmljZWFjY291bnQ6c2hvcDpzZWxsZXIifQ.c2ln")?;
-    stage.idle(&pod)?;
-    let pus = stage.a.wait_for_pus(&["shop/client"])?;
-    assert_eq!(pus[0]["namespace"], "/cluster/shop");
-    assert_eq!(tags(&pus[0], "@k8s:serviceaccount"), ["seller"]);
-    assert_eq!(tags(&pus[0], "@k8s:namespace"), ["shop"]);
+    let thief = Pod::new("thief", "shop", &[("app", "client"), ("io.kubernetes.pod.serviceaccount", "seller")]);
+    let token = issuer.token(&pod, "seller");
+    for pod in [&pod, &thief] {
+        let volume = stage.a.directory().join("kubelet/pods").join(&pod.uid);
+        let volume = volume.join("volumes/kubernetes.io~projected/kube-api-access-abcde");
+        fs::create_dir_all(&volume)?;
+        fs::write(volume.join("token"), &token)?;
+        stage.idle(pod)?;
+    }
+    // The keys may come a moment after the pods.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let find = |pus: &[Value], name: &str| pus.iter().find(|pu| pu["name"] == name).cloned().unwrap_or_default();
+    let pus = loop {
+        let pus = stage.a.wait_for_pus(&["shop/client", "shop/thief"])?;
+        if tags(&find(&pus, "shop/client"), "@k8s:serviceaccount") == ["seller"] {
+            break pus;
+        }
+        ensure!(Instant::now() < deadline, "{pus:?}\n{}", stage.why());
+    };
+    let (client, thief) = (find(&pus, "shop/client"), find(&pus, "shop/thief"));
+    assert_eq!(client["namespace"], "/cluster/shop");
+    assert_eq!(tags(&client, "@k8s:namespace"), ["shop"]);
+    assert_eq!(tags(&thief, "@k8s:serviceaccount"), [""; 0]);
     let log = stage.a.enforcer_log();
     ensure!(log.contains("a label was left out") && log.contains("@k8s:namespace"), "{log}");
+    ensure!(log.contains("is bound to another pod"), "{log}");
+    let refused = "enforcer_fact_errors_total{fault=\"untrusted\",source=\"serviceaccount\"}";
+    assert_eq!(stage.a.counters()?.get(refused), 1);
     Ok(())
+}
+
+const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+
+/// Signs tokens as an API server does.
+struct Issuer(Ed25519KeyPair);
+
+impl Issuer {
+    fn new() -> Result<Self> {
+        let key = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).context("a key")?;
+        Ok(Self(Ed25519KeyPair::from_pkcs8(key.as_ref()).context("a key")?))
+    }
+
+    fn keys(&self) -> String {
+        let x = URL_SAFE_NO_PAD.encode(self.0.public_key().as_ref());
+        json!({"keys": [{"kty": "OKP", "kid": "api", "crv": "Ed25519", "use": "sig", "x": x}]}).to_string()
+    }
+
+    /// The token of a pod with this service account.
+    fn token(&self, pod: &Pod, account: &str) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let claims = json!({
+            "iss": ISSUER, "aud": [ISSUER], "iat": now, "nbf": now, "exp": now + 3607,
+            "sub": format!("system:serviceaccount:{}:{account}", pod.namespace),
+            "kubernetes.io": {
+                "namespace": pod.namespace, "pod": {"name": pod.name, "uid": pod.uid},
+                "serviceaccount": {"name": account, "uid": "1"},
+            },
+        });
+        let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!("{}.{}", part(json!({"alg": "EdDSA", "kid": "api"})), part(claims));
+        let signature = URL_SAFE_NO_PAD.encode(self.0.sign(signed.as_bytes()));
+        format!("{signed}.{signature}")
+    }
 }
 
 fn ids(pus: &[Value]) -> Vec<String> {
