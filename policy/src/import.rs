@@ -28,7 +28,7 @@ use manifests::Manifests;
 /// The tag every pod has, with the name of its namespace in Kubernetes.
 pub const POD_NAMESPACE: &str = "@k8s:namespace";
 
-/// Where peers have an identity if nothing else is said; as in the agent's configuration.
+/// Where peers have an identity if nothing else is said; also the default of the agent's configuration.
 pub const IDENTITY_NETWORKS: [&str; 9] = [
     "10.0.0.0/8",
     "172.16.0.0/12",

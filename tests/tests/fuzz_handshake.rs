@@ -19,6 +19,7 @@ use enforcer_user::identity::{
 };
 use policy::{Action, Identity, PolicyRule, RuleId};
 use seeds::{NOW, TRUST_DOMAIN};
+use tests::Dice;
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
@@ -164,7 +165,7 @@ impl World {
         let connections = (0..CONNECTIONS).map(|number| Connection {
             client: usize::from(number) % 3,
             server: usize::from(number) / 3 % 3,
-            isn: dice.next() as u32,
+            isn: dice.roll() as u32,
             reply: None,
             refused: false,
         });
@@ -278,7 +279,7 @@ impl World {
         if !self.allowed(&subject, &self.b.pus[server].identity, ports.1) {
             return;
         }
-        let isn = self.dice.next() as u32;
+        let isn = self.dice.roll() as u32;
         let key = (ports, accept.peer_isn);
         let entry = self.accepted.entry(key).or_insert(Accepted { accept, server, isn, confirmed: false });
         let answer = Tcp {
@@ -375,22 +376,5 @@ fn a_bad_network_changes_no_verdict() {
         }
         assert!(allowed > 0 && allowed < world.connections.len());
         assert_eq!((world.a.sessions.len(), world.b.sessions.len()), (1, 1), "one session serves all");
-    }
-}
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
     }
 }

@@ -10,6 +10,8 @@ mod targets;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use tests::Dice;
+
 /// Inputs for each target without `FUZZ_RUNS`, for parsers that do no cryptography.
 const RUNS: u64 = 200_000;
 
@@ -30,7 +32,7 @@ fn drive(name: &str, seeds: Vec<Vec<u8>>, target: fn(&[u8]) -> bool, share: u64,
     let mut corpus = seeds;
     let (first, mut accepted, mut rejected) = (corpus.len(), 0_u64, 0_u64);
     for run in 0..runs {
-        let input = dice.mutate(&corpus);
+        let input = mutate(&mut dice, &corpus);
         let result = catch_unwind(AssertUnwindSafe(|| target(&input)));
         match result {
             Ok(true) => {
@@ -176,59 +178,42 @@ fn depth_is_bounded() {
     assert!(!targets::manifests(blocks.as_bytes()));
 }
 
-/// SplitMix64, and what is done to inputs with it.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+/// One of `corpus`, changed in one to four places.
+fn mutate(dice: &mut Dice, corpus: &[Vec<u8>]) -> Vec<u8> {
+    let mut input = corpus[dice.below(corpus.len())].clone();
+    for _ in 0..=dice.below(4) {
+        change(dice, &mut input, corpus);
     }
+    input.truncate(LONGEST);
+    input
+}
 
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
-    }
-
-    /// One of `corpus`, changed in one to four places.
-    fn mutate(&mut self, corpus: &[Vec<u8>]) -> Vec<u8> {
-        let mut input = corpus[self.below(corpus.len())].clone();
-        for _ in 0..=self.below(4) {
-            self.change(&mut input, corpus);
+fn change(dice: &mut Dice, input: &mut Vec<u8>, corpus: &[Vec<u8>]) {
+    let at = dice.below(input.len() + 1);
+    let end = (at + 1 + dice.below(16)).min(input.len());
+    match dice.below(10) {
+        0 | 1 if at < input.len() => input[at] ^= 1 << dice.below(8),
+        2 if at < input.len() => input[at] = [0, 1, 0x7f, 0x80, 0xff, b' ', b'0', b'\n'][dice.below(8)],
+        3 if at < input.len() => input[at] = dice.roll() as u8,
+        4 => input.truncate(at),
+        5 if at < end => drop(input.drain(at..end)),
+        6 if at < end => {
+            let copy = input[at..end].to_vec();
+            input.splice(at..at, copy);
         }
-        input.truncate(LONGEST);
-        input
-    }
-
-    fn change(&mut self, input: &mut Vec<u8>, corpus: &[Vec<u8>]) {
-        let at = self.below(input.len() + 1);
-        let end = (at + 1 + self.below(16)).min(input.len());
-        match self.below(10) {
-            0 | 1 if at < input.len() => input[at] ^= 1 << self.below(8),
-            2 if at < input.len() => input[at] = [0, 1, 0x7f, 0x80, 0xff, b' ', b'0', b'\n'][self.below(8)],
-            3 if at < input.len() => input[at] = self.next() as u8,
-            4 => input.truncate(at),
-            5 if at < end => drop(input.drain(at..end)),
-            6 if at < end => {
-                let copy = input[at..end].to_vec();
-                input.splice(at..at, copy);
-            }
-            7 if at + 2 <= input.len() => {
-                let number = [0_u16, 1, 20, 64, 0x7fff, 0x8000, 0xffff, input.len() as u16][self.below(8)];
-                input[at..at + 2].copy_from_slice(&number.to_be_bytes());
-            }
-            8 => {
-                let word = seeds::WORDS[self.below(seeds::WORDS.len())];
-                input.splice(at..at, word.bytes());
-            }
-            _ => {
-                let other = &corpus[self.below(corpus.len())];
-                let from = self.below(other.len() + 1);
-                input.truncate(at);
-                input.extend_from_slice(&other[from..]);
-            }
+        7 if at + 2 <= input.len() => {
+            let number = [0_u16, 1, 20, 64, 0x7fff, 0x8000, 0xffff, input.len() as u16][dice.below(8)];
+            input[at..at + 2].copy_from_slice(&number.to_be_bytes());
+        }
+        8 => {
+            let word = seeds::WORDS[dice.below(seeds::WORDS.len())];
+            input.splice(at..at, word.bytes());
+        }
+        _ => {
+            let other = &corpus[dice.below(corpus.len())];
+            let from = dice.below(other.len() + 1);
+            input.truncate(at);
+            input.extend_from_slice(&other[from..]);
         }
     }
 }

@@ -270,17 +270,7 @@ impl Default for Config {
 
 impl Default for Identity {
     fn default() -> Self {
-        let networks = [
-            "10.0.0.0/8",
-            "172.16.0.0/12",
-            "192.168.0.0/16",
-            "169.254.0.0/16",
-            "100.64.0.0/10",
-            "127.0.0.0/8",
-            "fc00::/7",
-            "fe80::/10",
-            "::1/128",
-        ];
+        let networks = policy::import::IDENTITY_NETWORKS;
         Self {
             ca: "/etc/enforcer/ca.crt".into(),
             certificate: "/etc/enforcer/enforcer.crt".into(),

@@ -3,10 +3,7 @@
 use std::collections::HashMap;
 
 use super::Conn;
-use crate::handshake::{
-    build::{fold, sum},
-    frame::ETH_LEN,
-};
+use crate::handshake::{build::finished_as, frame::ETH_LEN};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -142,35 +139,14 @@ impl<'a> Datagram<'a> {
 }
 
 /// Writes lengths and checksums.
-fn finished(mut frame: Vec<u8>, of: &Datagram<'_>) -> Vec<u8> {
-    let len = (frame.len() - of.l4) as u16;
-    let addresses = if of.v6 {
-        let payload = (frame.len() - ETH_LEN - 40) as u16;
-        frame[ETH_LEN + 4..ETH_LEN + 6].copy_from_slice(&payload.to_be_bytes());
-        ETH_LEN + 8..ETH_LEN + 40
-    } else {
-        let total = (frame.len() - ETH_LEN) as u16;
-        frame[ETH_LEN + 2..ETH_LEN + 4].copy_from_slice(&total.to_be_bytes());
-        frame[ETH_LEN + 10..ETH_LEN + 12].fill(0);
-        let checksum = fold(sum(&frame[ETH_LEN..of.l4]));
-        frame[ETH_LEN + 10..ETH_LEN + 12].copy_from_slice(&checksum.to_be_bytes());
-        ETH_LEN + 12..ETH_LEN + 20
-    };
-    let (proto, at) = if of.tcp { (TCP, of.l4 + 16) } else { (UDP, of.l4 + 6) };
-    frame[at..at + 2].fill(0);
-    let pseudo = sum(&frame[addresses]) + u32::from(proto) + u32::from(len);
-    let checksum = match fold(pseudo + sum(&frame[of.l4..])) {
-        // Zero stands for no checksum (RFC 768).
-        0 if !of.tcp => 0xffff,
-        checksum => checksum,
-    };
-    frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
-    frame
+fn finished(frame: Vec<u8>, of: &Datagram<'_>) -> Vec<u8> {
+    finished_as(frame, of.v6, of.l4, if of.tcp { TCP } else { UDP })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handshake::build::{fold, sum};
 
     fn frame(tcp: bool, payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00];

@@ -10,6 +10,9 @@ use common::{
 
 use super::frame::{ACK, ETH_LEN, Frame, RST};
 
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
 /// The frame without its payload, checksums complete. Our option stays.
 pub fn strip(frame: &Frame<'_>) -> Vec<u8> {
     finished(frame.bytes()[..frame.payload_offset()].to_vec(), frame.is_v6(), frame.tcp_offset())
@@ -225,11 +228,17 @@ pub(super) fn option_bytes(option: &OptionBytes) -> Vec<u8> {
     bytes
 }
 
-/// Writes lengths and checksums of a frame whose headers are in place.
-pub(super) fn finished(mut bytes: Vec<u8>, v6: bool, tcp: usize) -> Vec<u8> {
+/// Writes lengths and checksums of a TCP frame whose headers are in place.
+pub(super) fn finished(bytes: Vec<u8>, v6: bool, tcp: usize) -> Vec<u8> {
+    finished_as(bytes, v6, tcp, TCP)
+}
+
+/// The same of a frame of either protocol, whose header begins at `l4`.
+pub(crate) fn finished_as(mut bytes: Vec<u8>, v6: bool, l4: usize, protocol: u8) -> Vec<u8> {
     let ip = ETH_LEN;
     // Every caller's frame is at most as long as one that was parsed.
-    let tcp_len = (bytes.len() - tcp) as u16;
+    let l4_len = (bytes.len() - l4) as u16;
+    let udp = protocol == UDP;
     let addresses = if v6 {
         let payload = (bytes.len() - ip - 40) as u16;
         bytes[ip + 4..ip + 6].copy_from_slice(&payload.to_be_bytes());
@@ -238,14 +247,19 @@ pub(super) fn finished(mut bytes: Vec<u8>, v6: bool, tcp: usize) -> Vec<u8> {
         let total = (bytes.len() - ip) as u16;
         bytes[ip + 2..ip + 4].copy_from_slice(&total.to_be_bytes());
         bytes[ip + 10..ip + 12].fill(0);
-        let sum = fold(sum(&bytes[ip..tcp]));
+        let sum = fold(sum(&bytes[ip..l4]));
         bytes[ip + 10..ip + 12].copy_from_slice(&sum.to_be_bytes());
         ip + 12..ip + 20
     };
-    bytes[tcp + 16..tcp + 18].fill(0);
-    let pseudo = sum(&bytes[addresses]) + 6 + u32::from(tcp_len);
-    let sum = fold(pseudo + sum(&bytes[tcp..]));
-    bytes[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
+    let at = if udp { l4 + 6 } else { l4 + 16 };
+    bytes[at..at + 2].fill(0);
+    let pseudo = sum(&bytes[addresses]) + u32::from(protocol) + u32::from(l4_len);
+    let sum = match fold(pseudo + sum(&bytes[l4..])) {
+        // Zero stands for no checksum (RFC 768).
+        0 if udp => 0xffff,
+        sum => sum,
+    };
+    bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
     bytes
 }
 

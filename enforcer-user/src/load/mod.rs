@@ -45,8 +45,8 @@ pub use unload::{UnloadOptions, Unloaded, unload};
 use interface::{TAP_INGRESS, causes};
 use links::Place;
 
-/// Every program of the object.
-const PROGRAMS: [&str; 16] = [
+/// Every program of the object. The kernel cuts names at fifteen bytes: those of TC programs are not longer.
+pub(crate) const PROGRAMS: [&str; 16] = [
     "xdp_shield",
     "tc_ingress",
     "tc_egress",

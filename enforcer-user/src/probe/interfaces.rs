@@ -124,26 +124,13 @@ fn strangers(interface: &str) -> Result<Vec<String>, aya::programs::ProgramError
         let (_, programs) = SchedClassifier::query_tcx(interface, direction)?;
         for program in programs {
             let name = program.name_as_str().unwrap_or("unnamed").to_owned();
-            if !OWN.contains(&name.as_str()) {
+            if !crate::load::PROGRAMS.contains(&name.as_str()) {
                 names.push(format!("{name} (id {})", program.id()));
             }
         }
     }
     Ok(names)
 }
-
-/// Names of the enforcer's own TC programs, as the kernel keeps them.
-/// The kernel cuts names at fifteen bytes.
-const OWN: &[&str] = &[
-    "tc_ingress",
-    "tc_egress",
-    "tc_pu_ingress",
-    "tc_pu_egress",
-    "tc_port_ingress",
-    "tc_port_egress",
-    "tc_stack_egress",
-    "tap_inject",
-];
 
 struct Driver {
     name: String,

@@ -245,6 +245,52 @@ fn other_objects() {
     assert_eq!(imported.notes, ["Service s: left out, it says nothing of who may connect"]);
 }
 
+/// In the second document of the second file, at every place where it may stand.
+#[test]
+fn what_cannot_be_said_is_named_wherever_it_stands() {
+    let sound = network_policy("podSelector: {}");
+    let first_lines = sound.lines().count() + 1;
+    let fails = |text: &str, line: usize, expected: &str| {
+        let second = format!("{sound}---\n{text}");
+        let other = sound.replace("name: p,", "name: other,");
+        let errors = import([("a.yaml", other.as_str()), ("b.yaml", second.as_str())], &options()).expect_err(text);
+        let found: Vec<String> = errors.iter().map(|error| without_column(&error.to_string())).collect();
+        let line = first_lines + line;
+        assert_eq!(found, [format!("b.yaml:{line}: {expected}")], "{text}");
+    };
+    let sctp = "SCTP has no ports in the policy language: leave the entry out, or the rule without ports (which then allows every protocol)";
+    for (ports, at) in [
+        ("[{protocol: SCTP}]", "ports[0].protocol"),
+        ("[{port: 1, protocol: SCTP}]", "ports[0].protocol"),
+        ("[{port: a, protocol: SCTP}]", "ports[0].protocol"),
+        ("[{port: 1}, {port: 1, endPort: 9, protocol: SCTP}]", "ports[1].protocol"),
+    ] {
+        for (way, peers) in [("ingress", "from"), ("egress", "to")] {
+            let spec = format!("{way}:\n- {peers}: []\n- {peers}: [{{podSelector: {{}}}}]\n  ports: {ports}");
+            let text = network_policy(&spec).replace("name: p,", "name: q,");
+            fails(&text, 8, &format!("NetworkPolicy shop/q: spec.{way}[1].{at}: {sctp}"));
+        }
+    }
+    let sctp = "SCTP has no ports in the policy language: leave the entry out, or the rule without `protocols` (which then matches every protocol)";
+    let nodes = "nodes are not known by their labels here: name their addresses under `networks` instead";
+    for tier in ["Admin", "Baseline"] {
+        for action in ["Accept", "Deny", "Pass"] {
+            let policy = |rule: &str| cluster_policy(rule).replace("tier: Admin", &format!("tier: {tier}"));
+            for (way, peers) in [("ingress", "from"), ("egress", "to")] {
+                let protocols = "[{tcp: {destinationPort: {number: 1}}}, {sctp: {destinationPort: {number: 1}}}]";
+                let rule = format!(
+                    "{way}:\n- {{action: {action}, {peers}: [{{namespaces: {{}}}}],\n   protocols: {protocols}}}"
+                );
+                fails(&policy(&rule), 10, &format!("ClusterNetworkPolicy c: spec.{way}[0].protocols[1].sctp: {sctp}"));
+            }
+            let rule = format!(
+                "egress:\n- action: {action}\n  to: [{{namespaces: {{}}}}, {{nodes: {{matchLabels: {{a: b}}}}}}]"
+            );
+            fails(&policy(&rule), 10, &format!("ClusterNetworkPolicy c: spec.egress[0].to[1].nodes: {nodes}"));
+        }
+    }
+}
+
 #[test]
 fn every_fault_of_every_file_is_told_at_once() {
     let (first, second) = (network_policy("a: 1"), cluster_policy("b: 1"));
