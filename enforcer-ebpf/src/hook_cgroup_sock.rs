@@ -22,10 +22,8 @@ use crate::{
     maps::{PU_CGROUPS, PU_SOCKETS, UNSORTED},
 };
 
-/// What the kernel takes for yes.
-pub const ALLOW: i32 = 1;
-/// What it answers with EPERM.
-pub const REFUSE: i32 = 0;
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
 
 const SOCK_RAW: u32 = 3;
 const IPPROTO_ICMP: u32 = 1;

@@ -9,8 +9,11 @@ use common::{abi::CONFIG_HAS_PU, drop_reason::Reason};
 use crate::{
     attribute::UNMANAGED,
     emit::{config, count_reason},
-    hook_cgroup_sock::{ALLOW, REFUSE, current_pu},
+    hook_cgroup_sock::current_pu,
 };
+
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
 
 // linux/socket.h, linux/if_packet.h. Without a setting of level SOL_XDP an AF_XDP socket cannot send.
 const SOL_PACKET: i32 = 263;

@@ -53,6 +53,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { command: "dockerd", package: "docker.io", why: "containers" },
     Tool { command: "containerd", package: "containerd", why: "pods" },
     Tool { command: "runc", package: "runc", why: "containers and pods" },
+    Tool { command: "systemctl", package: "systemd", why: "units, by a systemd in a container" },
     Tool { command: "nginx", package: "nginx-light", why: "a real application" },
     Tool { command: "spin", package: "spin", why: "checks the model of the handshake" },
     Tool { command: "redis-server", package: "redis-server", why: "a real application" },
