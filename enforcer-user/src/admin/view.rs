@@ -40,7 +40,7 @@ pub struct StatusView {
 /// A source of facts: the cloud, a feed, an issuer of user tokens, a plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct FactView {
-    /// `cloud`, `feed`, `oidc` or `plugin`.
+    /// `cloud`, `feed`, `oidc`, `plugin` or `serviceaccount`.
     pub source: String,
     /// Which one.
     pub name: String,

@@ -208,7 +208,7 @@ mod tests {
             let labels: Vec<&str> = metric.get_label().iter().map(|label| label.value()).collect();
             labels.contains(&KIND) && labels.contains(&fault.name())
         };
-        families[0].get_metric().iter().filter(of).map(|metric| metric.get_counter().value() as u64).sum()
+        families[0].get_metric().iter().filter(of).map(|metric| metric.get_counter().get_value() as u64).sum()
     }
 
     #[test]
