@@ -58,13 +58,18 @@ pub struct Handshakes {
 }
 
 impl Handshakes {
-    /// Starts the thread; `on_held` is called for each held frame in order, as soon as it is there.
+    /// Starts the thread; `on_held` is called for each held frame in order, as soon as it is there, and `on_turn` before each,
+    /// and at least every second.
     ///
     /// Only the header and `frame[..len]` are meaningful. Records left by a former agent come first.
     ///
     /// # Errors
     /// [`RingError`].
-    pub fn start(maps: &Path, mut on_held: impl FnMut(&Held) + Send + 'static) -> Result<Self, RingError> {
+    pub fn start(
+        maps: &Path,
+        mut on_turn: impl FnMut() + Send + 'static,
+        mut on_held: impl FnMut(&Held) + Send + 'static,
+    ) -> Result<Self, RingError> {
         let path = maps.join("HANDSHAKES");
         let mut ring = open(&path)?;
         let failed = |step| move |source: io::Error| RingError::System { path: "HANDSHAKES".into(), step, source };
@@ -75,7 +80,9 @@ impl Handshakes {
             .spawn(move || {
                 let mut held = empty_held();
                 loop {
+                    on_turn();
                     while let Some(record) = ring.next() {
+                        on_turn();
                         if copy_held(&record, &mut held) {
                             // The record is given back first: the kernel can use its room while the agent thinks.
                             drop(record);
@@ -112,10 +119,13 @@ impl Drop for Handshakes {
     }
 }
 
-/// Waits for a record (true) or the end (false).
+/// Longest wait, milliseconds: whoever waits shows that often that it would not miss anything.
+const WAIT_MS: u16 = 500;
+
+/// Waits for a record, but not long (true), or the end (false).
 fn wait(ring: &RingBuf<MapData>, stop: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(ring.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
-    match nix::poll::poll(&mut fds, PollTimeout::NONE) {
+    match nix::poll::poll(&mut fds, PollTimeout::from(WAIT_MS)) {
         Ok(_) => !fds[1].any().unwrap_or(true),
         Err(nix::errno::Errno::EINTR) => true,
         Err(error) => {

@@ -84,10 +84,14 @@ fn held_frames_come_at_once_and_in_order_and_malformed_ones_are_left_out() {
         let ring = Ring::new("HANDSHAKES", 1 << 16);
         ring.put(&held(1, 3, b"old"), 0, 1);
         let (send, receive) = mpsc::channel();
-        let handshakes = Handshakes::start(&ring.maps, move |held| {
-            let frame = held.frame[..held.len as usize].to_vec();
-            send.send((held.kind, frame, Instant::now())).unwrap();
-        })
+        let handshakes = Handshakes::start(
+            &ring.maps,
+            || {},
+            move |held| {
+                let frame = held.frame[..held.len as usize].to_vec();
+                send.send((held.kind, frame, Instant::now())).unwrap();
+            },
+        )
         .unwrap();
         let next = || receive.recv_timeout(Duration::from_secs(5)).unwrap();
         let (kind, frame, _) = next();

@@ -35,6 +35,20 @@ pub struct StatusView {
     /// How sources of facts fare.
     #[serde(default)]
     pub facts: Vec<FactView>,
+    /// What the agent has given up, so that whoever takes it over gains little.
+    #[serde(default)]
+    pub hardening: Vec<LayerView>,
+}
+
+/// A layer of hardening.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct LayerView {
+    /// `capabilities`, `no_new_privileges`, `seccomp`, or `landlock: THREAD`.
+    pub name: String,
+    /// `on`; `off`: the configuration leaves it out; `missing`: the kernel or who started the agent does not allow it.
+    pub state: String,
+    /// What is in force, or why it is not.
+    pub detail: String,
 }
 
 /// A source of facts: the cloud, a feed, an issuer of user tokens, a plugin.

@@ -192,6 +192,10 @@ impl KernelStats for Stats {
     fn is_ready(&self) -> bool {
         self.0.ready.load(Ordering::Acquire)
     }
+
+    fn stuck(&self) -> Vec<String> {
+        self.0.pulse.stuck().iter().map(ToString::to_string).collect()
+    }
 }
 
 /// Whether a flow is worth showing first: newest first.

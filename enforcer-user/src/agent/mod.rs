@@ -24,6 +24,7 @@ mod updates;
 mod upkeep;
 mod views;
 mod waiting;
+mod watchdog;
 
 use std::{
     path::PathBuf,
@@ -43,11 +44,13 @@ use crate::{
     config::Config,
     facts::Facts,
     flow_log::FlowLog,
+    hardening::{Files, Hardening},
     identity::Verifier,
     link_net,
-    load::{Interfaces, Kernel, LoadOptions, MapSizes, UnloadOptions, XdpMode, unload},
+    load::{Interfaces, Kernel, LoadOptions, MapSizes, UnloadOptions, XdpMode, require_bpffs, unload},
     map_write::Maps,
     metrics::{Metrics, MetricsServer, RuleVerdicts},
+    pulse::Pulse,
     records::Recorder,
     ring::{Handshakes, Telemetry},
     tap::Tap,
@@ -77,6 +80,8 @@ pub(crate) struct Shared {
     waiting: Waiting,
     // Weak, because it has the agent behind it.
     pipeline: OnceLock<Weak<Pipeline>>,
+    hardening: Arc<Hardening>,
+    pulse: Pulse,
     ready: Arc<AtomicBool>,
     started: Instant,
 }
@@ -127,7 +132,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 fn start_and_serve(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<()> {
     let policy_seen = upkeep::policy_stamp(&config.policy.paths);
-    let shared = start(config, ready)?;
+    // Mounting takes a capability that nothing later does.
+    require_bpffs(&config.pin_dir())?;
+    let hardening = Hardening::begin(&config);
+    let shared = start(config, hardening, ready)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let metrics = Arc::new(Metrics::new(Arc::new(admin::Stats(shared.clone())))?);
     metrics.register(shared.facts.board().collector())?;
@@ -138,8 +146,18 @@ fn start_and_serve(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<()>
         let (shared, metrics) = (shared.clone(), metrics.clone());
         move |held: &common::event::Held| contact::decide(&shared, &metrics, held)
     };
+    let on_turn = {
+        let (hardening, turning) = (shared.hardening.clone(), shared.pulse.expect("handshakes", patience(&shared)));
+        let mut confined = false;
+        move || {
+            if !std::mem::replace(&mut confined, true) {
+                hardening.confine("handshakes", Files::Nothing);
+            }
+            turning.turn();
+        }
+    };
     let maps = shared.maps.directory().to_owned();
-    let handshakes = Handshakes::start(&maps, on_held).context("the handshake ring")?;
+    let handshakes = Handshakes::start(&maps, on_turn, on_held).context("the handshake ring")?;
     let telemetry = Telemetry::open(&maps).context("the telemetry ring")?;
     let upkeep = upkeep::start(shared.clone(), telemetry, handshakes, policy_seen)?;
     let watch = {
@@ -147,9 +165,10 @@ fn start_and_serve(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<()>
         link_net::watch(move |change| upkeep::interface_changed(&shared, change)).context("watching interfaces")?
     };
     let sources = sources::start(&shared).context("the sources of PUs")?;
+    export(&shared, metrics)?;
     let served = runtime.block_on(async {
         tokio::select! {
-            served = serve(shared.clone(), metrics) => served,
+            served = serve(shared.clone()) => served,
             thread = ended(|| upkeep.ended()) => Err(anyhow::anyhow!(
                 "the thread `{thread}` ended; the agent must be started again (enforcement goes on in the kernel)"
             )),
@@ -166,7 +185,7 @@ fn start_and_serve(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<()>
 }
 
 /// Everything up to readiness: keys and policy first, so that a mistake there changes nothing in the kernel.
-fn start(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<Arc<Shared>> {
+fn start(config: Config, hardening: Hardening, ready: Arc<AtomicBool>) -> anyhow::Result<Arc<Shared>> {
     let (identity, verifier) = state::own_identity(&config)?;
     crate::workload::finder::check(&config)?;
     let enforced_before = config.pin_dir().join("maps/CONFIG").exists();
@@ -201,9 +220,10 @@ fn start(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<Arc<Shared>> 
     let recorder = Recorder::start(&config.records, state.own.id().name(), names.clone()).context("writing records")?;
     let verdicts = RuleVerdicts::new(config.metrics.rule_series, names.clone())?;
     observe::announce(&state);
+    let hardening = Arc::new(hardening);
     let shared = Arc::new(Shared {
         log: FlowLog::new(names.clone()).with_recorder(recorder).with_verdicts(verdicts),
-        facts: Facts::new(&config)?,
+        facts: Facts::new(&config, &hardening)?,
         config,
         maps,
         tap,
@@ -213,6 +233,8 @@ fn start(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<Arc<Shared>> 
         verifier: Mutex::new(verifier),
         waiting: Waiting::default(),
         pipeline: OnceLock::new(),
+        hardening,
+        pulse: Pulse::default(),
         ready,
         started: Instant::now(),
     });
@@ -252,6 +274,24 @@ fn load_options(config: &Config) -> anyhow::Result<LoadOptions> {
     })
 }
 
+/// How long a loop may be silent: several times what the kernel waits for a sign of life.
+fn patience(shared: &Shared) -> Duration {
+    shared.config.datapath.agent_timeout.saturating_mul(5)
+}
+
+/// Opens the metrics' endpoint and serves it in a thread of its own: it tells how the agent fares even if all else hangs.
+fn export(shared: &Shared, metrics: Arc<Metrics>) -> anyhow::Result<()> {
+    let Some(address) = shared.config.metrics_address() else { return Ok(()) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let exporter = runtime.block_on(MetricsServer::bind(address))?;
+    let hardening = shared.hardening.clone();
+    std::thread::Builder::new().name("metrics".into()).spawn(move || {
+        hardening.confine("metrics", Files::Reading);
+        runtime.block_on(exporter.serve(metrics));
+    })?;
+    Ok(())
+}
+
 /// Waits until a thread has ended that must not; its name.
 async fn ended(look: impl Fn() -> Option<String>) -> String {
     loop {
@@ -262,20 +302,25 @@ async fn ended(look: impl Fn() -> Option<String>) -> String {
     }
 }
 
-async fn serve(shared: Arc<Shared>, metrics: Arc<Metrics>) -> anyhow::Result<()> {
+async fn serve(shared: Arc<Shared>) -> anyhow::Result<()> {
     let socket: PathBuf = shared.config.paths.socket.clone();
     if let Some(directory) = socket.parent() {
         std::fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
     }
     let server = Server::bind(&socket, shared.config.admin.group.as_deref())?;
-    if let Some(address) = shared.config.metrics_address() {
-        let exporter = MetricsServer::bind(address).await?;
-        tokio::spawn(exporter.serve(metrics));
-    }
-    shared.ready.store(true, Ordering::Release);
-    tracing::info!(name = %shared.state().own.id(), "enforcing");
+    let turning = shared.pulse.expect("admin", patience(&shared));
+    tokio::spawn(async move {
+        loop {
+            turning.turn();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    shared.hardening.complete(&shared.config);
+    shared.ready.store(true, Ordering::Release);
+    tracing::info!(name = %shared.state().own.id(), "enforcing");
+    let _watchdog = watchdog::start(&shared)?;
     tokio::select! {
         () = server.serve(Arc::new(admin::Admin(shared.clone()))) => {}
         _ = terminate.recv() => {}

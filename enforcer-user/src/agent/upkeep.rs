@@ -66,10 +66,12 @@ pub(super) fn start(
     let stop = Arc::new(AtomicBool::new(false));
     let handshakes = Arc::new(handshakes);
     let mut upkeep = Upkeep { stop: stop.clone(), threads: Vec::new(), handshakes: handshakes.clone() };
-    let mut thread = |name: &str, mut work: Box<dyn FnMut() + Send>| {
+    let mut thread = |name: &str, patience: Duration, mut work: Box<dyn FnMut() + Send>| {
         let stopped = stop.clone();
+        let turning = shared.pulse.expect(name, patience);
         let each_tick = move || {
             while !stopped.load(Ordering::Acquire) {
+                turning.turn();
                 work();
                 std::thread::sleep(TICK);
             }
@@ -83,16 +85,18 @@ pub(super) fn start(
             beat(&beating);
         }
     };
-    thread("heartbeat", Box::new(heartbeat))?;
+    let patience = super::patience(&shared);
+    thread("heartbeat", patience, Box::new(heartbeat))?;
     // Of its own for the same reason: peers hear of changed tags within two seconds, whatever else is to do.
     let changing = shared.clone();
     let changes = move || {
         updates::tick(&changing);
         waiting::expire(&changing);
     };
-    thread("changes", Box::new(changes))?;
+    thread("changes", patience, Box::new(changes))?;
     let mut found = policy_seen.clone();
     let mut seen = policy_seen;
+    let tended = shared.clone();
     // Renewal is due half-way to the end: looked for often enough that the other half is left.
     let identity = &shared.config.identity;
     let renewal = Duration::from_secs(5).min(identity.profile_lifetime.min(identity.prekey_rotation) / 10);
@@ -107,22 +111,23 @@ pub(super) fn start(
     let work = move || {
         let mut cut = Vec::new();
         telemetry.drain(|events| {
-            events.iter().for_each(|event| shared.log.push(event));
+            events.iter().for_each(|event| tended.log.push(event));
             cut.extend(events.iter().filter(|event| event.kind == EVENT_CUT).map(|event| event.key));
         });
-        policy::tell_ends(&shared, &cut);
-        let now = policy_stamp(&shared.config.policy.paths);
+        policy::tell_ends(&tended, &cut);
+        let now = policy_stamp(&tended.config.policy.paths);
         // Once they have come to rest: a file that is being written is empty for a moment, or half a policy.
         if now != seen && now == found {
             seen.clone_from(&now);
-            policy::reload(&shared);
+            policy::reload(&tended);
         }
         found = now;
-        policy::upkeep(&shared);
-        write_records(&shared, false);
-        tasks.iter_mut().for_each(|task| task.run_if_due(&shared));
+        policy::upkeep(&tended);
+        write_records(&tended, false);
+        tasks.iter_mut().for_each(|task| task.run_if_due(&tended));
     };
-    thread("upkeep", Box::new(work))?;
+    // A policy of a hundred thousand rules takes its time.
+    thread("upkeep", patience.saturating_mul(6), Box::new(work))?;
     Ok(upkeep)
 }
 

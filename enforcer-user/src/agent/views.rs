@@ -56,6 +56,7 @@ pub(super) fn status(shared: &Shared) -> Result<StatusView, MapWriteError> {
         observed: state.observed.namespaces().map(ToString::to_string).collect(),
         maps,
         facts: shared.facts.board().view(),
+        hardening: shared.hardening.view(),
         losses: loss_names()
             .into_iter()
             .map(|(name, index)| (name.to_owned(), losses.get(index as usize).copied().unwrap_or(0)))

@@ -212,6 +212,10 @@ fn print_status(status: &StatusView, out: &mut Output) -> Result<(), Failure> {
             out.line(format!("          {}", printable(error)))?;
         }
     }
+    for layer in &status.hardening {
+        let state = if layer.state == "on" { String::new() } else { format!("NOT in force ({}): ", layer.state) };
+        out.line(format!("hardening {}: {state}{}", printable(&layer.name), printable(&layer.detail)))?;
+    }
     out.line("")?;
     let mut table = Table::new(["INTERFACE", "STATE", "TC", "XDP", "WHY"]);
     for interface in &status.interfaces {

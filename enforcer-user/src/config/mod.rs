@@ -7,6 +7,7 @@ mod cloud;
 mod containers;
 mod error;
 mod feed;
+mod hardening;
 mod names;
 mod oidc;
 mod plugin;
@@ -30,6 +31,7 @@ pub use containers::{ContainerdConfig, DockerConfig, POD_NAMESPACE};
 pub use error::ConfigError;
 pub(crate) use error::plain as error_text;
 pub use feed::Feed;
+pub use hardening::Hardening;
 pub use names::Names;
 pub use oidc::Oidc;
 pub use plugin::Plugin;
@@ -90,6 +92,8 @@ pub struct Config {
     pub records: Records,
     /// Observe mode.
     pub observe: Observe,
+    /// What the agent gives up.
+    pub hardening: Hardening,
 }
 
 /// `[identity]`
@@ -264,6 +268,7 @@ impl Default for Config {
             admin: Admin::default(),
             records: Records::default(),
             observe: Observe::default(),
+            hardening: Hardening::default(),
         }
     }
 }

@@ -38,7 +38,7 @@ pub use interface::XdpState;
 pub use links::{Placed, pinned as pinned_links};
 pub use offsets::{OffsetsError, kernel_offsets};
 pub use options::{Interfaces, LoadOptions, MapSizes, XdpMode};
-pub use pins::Pins;
+pub use pins::{Pins, require_bpffs};
 pub use scope::Role;
 pub use unload::{UnloadOptions, Unloaded, unload};
 

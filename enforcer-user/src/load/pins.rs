@@ -77,7 +77,10 @@ impl Pins {
 }
 
 /// Sees to it that `path` is on a bpffs, mounting one at the usual place if that is where it should be.
-pub(super) fn require_bpffs(path: &Path) -> Result<(), LoadError> {
+///
+/// # Errors
+/// [`LoadError::NoBpffs`] elsewhere, [`LoadError::Mount`] if the kernel refuses.
+pub fn require_bpffs(path: &Path) -> Result<(), LoadError> {
     if is_bpffs(nearest(path)) {
         return Ok(());
     }

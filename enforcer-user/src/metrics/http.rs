@@ -112,6 +112,9 @@ async fn answer(request: &Request<Incoming>, metrics: Arc<Metrics>) -> Response<
             Ok(Err(error)) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
+        "/healthz" | "/readyz" if !metrics.stuck().is_empty() => {
+            plain(StatusCode::SERVICE_UNAVAILABLE, format!("hangs: {}\n", metrics.stuck().join(", ")))
+        }
         "/healthz" => plain(StatusCode::OK, "ok\n"),
         "/readyz" if metrics.is_ready() => plain(StatusCode::OK, "ready\n"),
         "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),

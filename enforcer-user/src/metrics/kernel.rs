@@ -15,6 +15,11 @@ pub trait KernelStats: Send + Sync + 'static {
 
     /// Programs are attached, policy is loaded, credentials are signed.
     fn is_ready(&self) -> bool;
+
+    /// What of the agent hangs, in words; empty if it lives.
+    fn stuck(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// Counters summed over all CPUs, and sizes. A counter missing at the end of a vector counts as 0.

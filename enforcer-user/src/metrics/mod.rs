@@ -164,6 +164,11 @@ impl Metrics {
         self.stats.is_ready()
     }
 
+    /// What of the agent hangs, in words; empty if it lives.
+    pub fn stuck(&self) -> Vec<String> {
+        self.stats.stuck()
+    }
+
     /// Everything in Prometheus's text format, version 0.0.4.
     ///
     /// # Errors

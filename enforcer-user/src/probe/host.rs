@@ -5,27 +5,33 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use caps::CapSet;
 use nix::sys::{resource, statfs};
 
 use super::{Check, mounts};
-use crate::config::{Config, error_text};
+use crate::{
+    config::{Config, error_text},
+    hardening::{capabilities, landlock_version},
+};
 
 /// First version with tcx links, and of what is tested.
 const FULL: (u32, u32) = (6, 6);
 /// First version with everything that is needed.
 const LEAST: (u32, u32) = (5, 15);
 
-/// Capabilities the agent needs, by number (capability.h), with the reason. `docs/capabilities.md` says the same at length.
-pub const CAPABILITIES: &[(u32, &str, &str)] = &[
-    (39, "CAP_BPF", "to load programs, make maps and reopen their pins"),
-    (12, "CAP_NET_ADMIN", "to attach programs to interfaces and cgroups and to make the TAP device"),
-    (38, "CAP_PERFMON", "for the pointer arithmetic on packets in the programs"),
-    (19, "CAP_SYS_PTRACE", "to attribute sockets older than their PU (pidfd_getfd)"),
-    (1, "CAP_DAC_OVERRIDE", "to reach cgroups, pins and /proc/PID/fd of other users"),
-];
-
 pub(super) fn checks(config: &Config) -> Vec<Check> {
-    vec![kernel(), btf(), bpffs(&config.paths.bpffs), cgroup(config), tun(), capabilities(), memlock(), clock(), ipv6()]
+    vec![
+        kernel(),
+        btf(),
+        bpffs(&config.paths.bpffs),
+        cgroup(config),
+        tun(),
+        capabilities(config),
+        hardening(config),
+        memlock(),
+        clock(),
+        ipv6(),
+    ]
 }
 
 fn kernel() -> Check {
@@ -126,26 +132,56 @@ fn tun() -> Check {
     }
 }
 
-fn capabilities() -> Check {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let held = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    let Some(held) = held else {
-        return Check::unknown("capabilities", "/proc/self/status does not tell", "mount /proc");
+fn capabilities(config: &Config) -> Check {
+    let held = match caps::read(None, CapSet::Effective) {
+        Ok(held) => held,
+        Err(error) => return Check::unknown("capabilities", error.to_string(), "look at `capsh --print`"),
     };
-    let lacking: Vec<_> = CAPABILITIES.iter().filter(|(number, ..)| held & (1 << number) == 0).collect();
+    let needed = capabilities::needed(config);
+    let reasons = capabilities::NEEDED.iter().chain(capabilities::CONDITIONAL);
+    let lacking: Vec<_> =
+        reasons.filter(|(capability, _)| needed.contains(capability) && !held.contains(capability)).collect();
     if lacking.is_empty() {
         return Check::ok("capabilities", "all that are needed");
     }
-    let names: Vec<_> = lacking.iter().map(|(_, name, _)| *name).collect();
-    let reasons: Vec<_> = lacking.iter().map(|(_, name, reason)| format!("{name} {reason}")).collect();
+    let names: Vec<_> = lacking.iter().map(|(capability, _)| capability.to_string()).collect();
+    let reasons: Vec<_> = lacking.iter().map(|(capability, reason)| format!("{capability} {reason}")).collect();
     Check::missing(
         "capabilities",
         format!("without {}", names.join(", ")),
         &format!("needed: {}", reasons.join("; ")),
         "run as root, or grant them (docs/capabilities.md)",
+    )
+}
+
+/// What the agent can give up here. How a running one fares, `enforcer status` says.
+fn hardening(config: &Config) -> Check {
+    let wanted = config.hardening;
+    let actions = std::fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
+    let seccomp = actions.split_whitespace().any(|action| action == "errno");
+    let landlock = landlock_version();
+    let layers = [
+        ("capabilities", wanted.capabilities, true),
+        ("no_new_privileges", wanted.no_new_privileges, true),
+        ("seccomp", wanted.seccomp && wanted.no_new_privileges, seccomp),
+        ("landlock", wanted.landlock, landlock > 0),
+    ];
+    let lacking: Vec<_> = layers
+        .iter()
+        .filter(|(_, wanted, there)| !wanted || !there)
+        .map(|(name, _, there)| format!("{name} ({})", if *there { "switched off" } else { "not in this kernel" }))
+        .collect();
+    if lacking.is_empty() {
+        return Check::ok(
+            "hardening",
+            format!("capabilities, no_new_privileges, seccomp, landlock version {landlock}"),
+        );
+    }
+    Check::limited(
+        "hardening",
+        format!("without {}", lacking.join(", ")),
+        "whoever takes the agent over can do more than it needed",
+        "leave `[hardening]` as it is by default, on a kernel with CONFIG_SECCOMP_FILTER and CONFIG_SECURITY_LANDLOCK",
     )
 }
 
@@ -212,10 +248,11 @@ mod tests {
     fn every_capability_is_documented() {
         let docs = include_str!("../../../docs/capabilities.md");
         let rows: Vec<_> = docs.lines().filter(|line| line.starts_with("| `CAP_")).collect();
-        for (_, name, _) in CAPABILITIES {
-            assert!(rows.iter().any(|row| row.starts_with(&format!("| `{name}` |"))), "{name}");
+        let all = || capabilities::NEEDED.iter().chain(capabilities::CONDITIONAL);
+        for (capability, _) in all() {
+            assert!(rows.iter().any(|row| row.starts_with(&format!("| `{capability}` |"))), "{capability}");
         }
-        assert_eq!(rows.len(), CAPABILITIES.len());
+        assert_eq!(rows.len(), all().count());
     }
 
     #[test]

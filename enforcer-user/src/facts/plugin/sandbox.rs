@@ -1,6 +1,5 @@
-//! Where a plugin runs: as somebody unprivileged, with nothing but its three standard descriptors, an empty environment, a
-//! network namespace without interfaces and bounds on time, memory, files and processes. Whatever it leaves behind in its
-//! process group is killed.
+//! Where a plugin runs: as somebody unprivileged, with nothing but its three standard descriptors, an empty environment, no
+//! sockets, and bounds on time, memory, files and processes. Whatever it leaves behind in its process group is killed.
 
 use std::{
     io,
@@ -23,7 +22,7 @@ use tokio::{
 };
 
 use super::{FactError, what};
-use crate::config::Plugin;
+use crate::{config::Plugin, hardening::syscalls};
 
 /// Of its complaints (standard error) that much is kept for the log, bytes.
 const COMPLAINT_MAX: usize = 1024;
@@ -146,15 +145,24 @@ fn spawn(plugin: &Plugin) -> Result<Child, FactError> {
         .kill_on_drop(true)
         .process_group(0);
     let seconds = plugin.timeout.as_secs() + 1;
+    let no_sockets = syscalls::no_sockets().map_err(|error| failed(error.to_string()))?;
+    let confined = move || {
+        confine(user.uid, user.gid, seconds)?;
+        syscalls::apply(&no_sockets)
+    };
     // SAFETY: between fork and exec the closure makes system calls only; it allocates nothing and takes no lock.
-    unsafe { command.pre_exec(move || confine(user.uid, user.gid, seconds)) };
+    unsafe { command.pre_exec(confined) };
     command.spawn().map_err(|error| failed(format!("{} cannot be run: {error}", plugin.program().display())))
 }
 
 /// In the child, before it becomes the plugin. The order matters: each step needs what the later ones give up.
 fn confine(uid: Uid, gid: Gid, cpu_seconds: u64) -> io::Result<()> {
-    // Its new network namespace has no interface but a loopback that is down; abstract unix sockets are gone too.
-    unshare(CloneFlags::CLONE_NEWNET)?;
+    // Its new network namespace has no interface but a loopback that is down. An agent that has given up what this needs
+    // has it not; that a plugin opens no socket (below) holds in both.
+    match unshare(CloneFlags::CLONE_NEWNET) {
+        Ok(()) | Err(nix::errno::Errno::EPERM) => {}
+        Err(error) => return Err(error.into()),
+    }
     for (resource, limit) in [
         (Resource::RLIMIT_CPU, cpu_seconds),
         (Resource::RLIMIT_AS, MEMORY_MAX),

@@ -15,6 +15,7 @@ use crate::{
         cloud::{Source as Provider, Statement},
         unix_now,
     },
+    hardening::{Files, Hardening},
     identity::Tags,
     workload::{Extractor, KnownPu, PuSink, Source, Stop, TagSource},
 };
@@ -32,15 +33,16 @@ pub(super) struct Cloud {
     provider: Arc<Provider>,
     renew: Duration,
     board: Arc<Board>,
+    hardening: Arc<Hardening>,
     // `None` until the first answer, right or wrong.
     known: Arc<RwLock<Option<Statement>>>,
 }
 
 impl Cloud {
-    pub fn new(config: &config::Cloud, board: Arc<Board>) -> Option<Self> {
+    pub fn new(config: &config::Cloud, board: Arc<Board>, hardening: Arc<Hardening>) -> Option<Self> {
         let provider = Arc::new(Provider::new(config)?);
         board.expect("cloud", provider.name());
-        Some(Self { provider, renew: config.renew, board, known: Arc::default() })
+        Some(Self { provider, renew: config.renew, board, hardening, known: Arc::default() })
     }
 
     fn known(&self) -> Option<Statement> {
@@ -89,7 +91,11 @@ impl Source for Cloud {
                 due = Instant::now() + asked.join().unwrap_or(RETRY);
             } else if asking.is_none() && Instant::now() >= due {
                 let cloud = self.clone();
-                asking = Some(thread::Builder::new().name("cloud-request".into()).spawn(move || cloud.refresh())?);
+                let ask = move || {
+                    cloud.hardening.confine("cloud-request", Files::Reading);
+                    cloud.refresh()
+                };
+                asking = Some(thread::Builder::new().name("cloud-request".into()).spawn(ask)?);
             }
             if let Some(statement) = self.known() {
                 let pus = sink.known("");

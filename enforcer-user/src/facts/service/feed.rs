@@ -12,6 +12,7 @@ use crate::{
         board::Board,
         feed::{Feed, Reader, SourceState},
     },
+    hardening::{Files, Hardening},
     identity::Tags,
     workload::{Extractor, KnownPu, PuSink, Source, Stop, TagSource},
 };
@@ -24,6 +25,7 @@ const TICK: Duration = Duration::from_millis(300);
 pub(super) struct Feeds {
     config: config::Feed,
     board: Arc<Board>,
+    hardening: Arc<Hardening>,
     known: Arc<RwLock<Known>>,
 }
 
@@ -36,11 +38,11 @@ struct Known {
 }
 
 impl Feeds {
-    pub fn new(config: &config::Feed, board: Arc<Board>) -> Option<Self> {
+    pub fn new(config: &config::Feed, board: Arc<Board>, hardening: Arc<Hardening>) -> Option<Self> {
         let known = Known { parts: vec![None; config.sources.len()], whole: None };
         let known = Arc::new(RwLock::new(known));
         config.sources.iter().for_each(|source| board.expect("feed", source));
-        (!config.sources.is_empty()).then(|| Self { config: config.clone(), board, known })
+        (!config.sources.is_empty()).then(|| Self { config: config.clone(), board, hardening, known })
     }
 
     fn known(&self) -> Option<Arc<Feed>> {
@@ -87,7 +89,12 @@ impl Source for Feeds {
         // Each of its own, so that an address that is silent holds up neither the others nor the end of the agent.
         for number in 0..self.config.sources.len() {
             let (feeds, stop) = (self.clone(), stop.clone());
-            std::thread::Builder::new().name(format!("feed-{number}")).spawn(move || feeds.follow(number, &stop))?;
+            let name = format!("feed-{number}");
+            let follow = move || {
+                feeds.hardening.confine(&format!("feed-{number}"), Files::Reading);
+                feeds.follow(number, &stop);
+            };
+            std::thread::Builder::new().name(name).spawn(follow)?;
         }
         let mut teller = Teller::default();
         loop {

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    hardening::Hardening,
     identity::Tags,
     workload::{Extractor, KnownPu, PuSink, SinkError, Source, TagSource},
 };
@@ -34,14 +35,14 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Nothing is fetched before [`Self::sources`] run.
+    /// Nothing is fetched before [`Self::sources`] run. The threads that fetch are confined by `hardening`.
     ///
     /// # Errors
     /// Never in practice: the metrics' names are constant.
-    pub fn new(config: &Config) -> prometheus::Result<Self> {
+    pub fn new(config: &Config, hardening: &Arc<Hardening>) -> prometheus::Result<Self> {
         let board = Arc::new(Board::new()?);
-        let cloud = cloud::Cloud::new(&config.cloud, board.clone());
-        let feed = feed::Feeds::new(&config.feed, board.clone());
+        let cloud = cloud::Cloud::new(&config.cloud, board.clone(), hardening.clone());
+        let feed = feed::Feeds::new(&config.feed, board.clone(), hardening.clone());
         let plugins = plugins::Plugins::new(&config.plugin, board.clone());
         // Tags of sources that a former configuration had.
         let absent = [

@@ -96,7 +96,7 @@ fn set(pairs: Pairs<'_>) -> Tags {
 
 /// Runs all sources while `check` looks.
 fn running(config: &Config, memory: &Arc<Memory>, check: impl FnOnce(&Facts)) {
-    let facts = Facts::new(config).expect("facts");
+    let facts = Facts::new(config, &Arc::default()).expect("facts");
     let stop = Stop::default();
     let threads: Vec<_> = facts
         .sources()
@@ -256,6 +256,9 @@ fn the_cloud_is_asked_in_the_background_and_forged_statements_take_its_tags_away
 
 #[test]
 fn sessions_without_an_issuer_are_refused_with_what_to_configure() {
-    let error = Facts::new(&Config::default()).expect("facts").session("x.y.z", unix_now()).expect_err("no issuer");
+    let error = Facts::new(&Config::default(), &Arc::default())
+        .expect("facts")
+        .session("x.y.z", unix_now())
+        .expect_err("no issuer");
     assert!(error.to_string().contains("oidc.issuer"), "{error}");
 }
