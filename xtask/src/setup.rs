@@ -44,6 +44,8 @@ const TOOLS: &[Tool] = &[
     Tool { command: "hping3", package: "hping3", why: "forged segments" },
     Tool { command: "ethtool", package: "ethtool", why: "complete checksums in the laboratory" },
     Tool { command: "curl", package: "curl", why: "metrics by hand" },
+    Tool { command: "setpriv", package: "util-linux", why: "an agent with no more than it needs" },
+    Tool { command: "systemd-analyze", package: "systemd", why: "a second opinion on our unit" },
     Tool { command: "cc", package: "gcc", why: "the C parts of ring" },
     Tool { command: "c++", package: "g++", why: "the C++ library that bpf-linker is linked with" },
 ];

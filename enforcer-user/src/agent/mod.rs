@@ -6,6 +6,7 @@
 
 mod admin;
 mod adopt;
+mod boot;
 mod clock;
 mod contact;
 mod last_good;
@@ -57,6 +58,7 @@ use crate::{
     workload::Pipeline,
 };
 
+pub use boot::{Booted, boot};
 use names::NameTable;
 pub(crate) use offline::flows as offline_flows;
 use state::State;

@@ -191,28 +191,8 @@ impl State {
     /// Writes what the configuration says, and the session of this enforcer with itself.
     pub fn configure(&mut self, config: &Config) -> anyhow::Result<()> {
         let self_session = self.self_session()?;
-        let mut flags = 0;
-        if config.datapath.unmanaged == Unmanaged::Deny {
-            flags |= abi::CONFIG_UNMANAGED_DENY;
-        }
-        if config.datapath.strangers == Strangers::Reject {
-            flags |= abi::CONFIG_STRANGERS_REJECT;
-        }
-        if !config.workload.is_empty() {
-            flags |= abi::CONFIG_WATCHES;
-        }
-        let namespace = crate::sys::netns_cookie().context("the cookie of this network namespace")?;
-        let timeout = config.datapath.agent_timeout.as_nanos() as u64;
-        self.config.update(|entry| {
-            entry.agent_timeout_ns = timeout;
-            entry.netns_cookie = namespace;
-            entry.flags = flags | (entry.flags & abi::CONFIG_HAS_PU);
-            entry.self_session = self_session;
-            if entry.mark == 0 {
-                // Neither the mark nor its variant for answers may be zero.
-                entry.mark = rand::random::<u32>() | 1 << 31;
-            }
-        })?;
+        configure_datapath(config, &mut self.config)?;
+        self.config.update(|entry| entry.self_session = self_session)?;
         Ok(())
     }
 
@@ -391,6 +371,32 @@ impl State {
     pub fn handshake(&mut self) -> Own<'_> {
         Own { id: self.own.id(), prekeys: &mut self.prekeys, sessions: &mut self.sessions }
     }
+}
+
+/// Writes what the configuration says of the datapath.
+pub(super) fn configure_datapath(config: &Config, writer: &mut ConfigWriter) -> anyhow::Result<()> {
+    let mut flags = 0;
+    if config.datapath.unmanaged == Unmanaged::Deny {
+        flags |= abi::CONFIG_UNMANAGED_DENY;
+    }
+    if config.datapath.strangers == Strangers::Reject {
+        flags |= abi::CONFIG_STRANGERS_REJECT;
+    }
+    if !config.workload.is_empty() {
+        flags |= abi::CONFIG_WATCHES;
+    }
+    let namespace = crate::sys::netns_cookie().context("the cookie of this network namespace")?;
+    let timeout = config.datapath.agent_timeout.as_nanos() as u64;
+    writer.update(|entry| {
+        entry.agent_timeout_ns = timeout;
+        entry.netns_cookie = namespace;
+        entry.flags = flags | (entry.flags & abi::CONFIG_HAS_PU);
+        if entry.mark == 0 {
+            // Neither the mark nor its variant for answers may be zero.
+            entry.mark = rand::random::<u32>() | 1 << 31;
+        }
+    })?;
+    Ok(())
 }
 
 /// A verdict, with numbers as the kernel has them.

@@ -28,6 +28,14 @@ pub(super) enum Command {
         #[command(flatten)]
         config: ConfigArg,
     },
+    /// Before the network is up: load the programs, so that what is configured as `[[workload]]` is denied until an agent runs.
+    ///
+    /// For the service's ExecStartPre. Needs neither keys nor policy. Where an agent has run since the host started, what it
+    /// left stays as it is, and is attached to interfaces that came since.
+    Boot {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
     /// Check a configuration file; with --json, print what would be in force.
     CheckConfig {
         #[command(flatten)]

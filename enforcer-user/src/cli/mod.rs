@@ -5,6 +5,7 @@
 //! the PU could not be made, 126 if the command cannot be run, 127 if it does not exist.
 
 mod args;
+mod boot;
 mod ca;
 mod check_config;
 mod doctor;
@@ -45,6 +46,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
     let socket = args.socket;
     match args.command {
         Command::Run { config } => run::run(&config.file),
+        Command::Boot { config } => boot::run(&config.file, &mut out),
         Command::CheckConfig { config } => check_config::run(&config.file, &mut out),
         Command::Ca { command } => ca::run(command, &mut out),
         Command::Exec(exec) => exec::run(&socket, exec),

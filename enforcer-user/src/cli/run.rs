@@ -17,7 +17,7 @@ pub(super) fn run(file: &Path) -> Result<ExitCode, Failure> {
 }
 
 /// Standard error is where systemd, docker and people look for a daemon's log.
-fn log_to_stderr(log: &Log) -> Result<(), Failure> {
+pub(super) fn log_to_stderr(log: &Log) -> Result<(), Failure> {
     let filter =
         EnvFilter::builder().parse(&log.level).map_err(|error| Failure::failed(format!("log.level: {error}")))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

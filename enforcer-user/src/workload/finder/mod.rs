@@ -73,60 +73,12 @@ impl Finder {
     /// # Errors
     /// What the kernel reports.
     pub fn prepare(&mut self) -> anyhow::Result<()> {
-        self.arm()?;
+        arm_with(&self.place, &self.rules, &self.maps)?;
         self.starting = true;
         self.sweep(true);
         self.sweep_processes();
         self.starting = false;
         self.prepared = true;
-        Ok(())
-    }
-
-    /// Tells the kernel what to stop.
-    fn arm(&self) -> anyhow::Result<()> {
-        let maps = &self.maps;
-        let mut watch =
-            Watch { root: self.place.root_id, root_level: self.place.root_level, flags: WATCH_PUS, ..Watch::default() };
-        if self.rules.is_empty() {
-            maps.watch.insert(&0, &watch)?;
-            maps.exec_files.retain(|_, _| false)?;
-            return Ok(());
-        }
-        match kernel_offsets() {
-            Ok(offsets) => watch.offsets = offsets,
-            Err(error) => {
-                tracing::warn!(%error, "workloads are found late: what starts may communicate unmanaged for a moment");
-                maps.watch.insert(&0, &watch)?;
-                return Ok(());
-            }
-        }
-        let patterns: Vec<_> = self.rules.patterns().collect();
-        let limit = CGROUP_PATTERNS as usize;
-        if patterns.len() > limit {
-            tracing::warn!(
-                limit,
-                "more units and cgroups in `[[workload]]` than the kernel looks for at once; the last are found late"
-            );
-        }
-        for (index, pattern) in patterns.iter().take(limit).enumerate() {
-            let compiled = units::kernel_pattern(pattern, &self.place.kernel_root);
-            maps.cgroup_patterns.insert(&(index as u32), &compiled)?;
-        }
-        watch.patterns = patterns.len().min(limit) as u32;
-        if watch.patterns > 0 {
-            watch.flags |= WATCH_CGROUPS;
-        }
-        if self.rules.has_execs() {
-            watch.flags |= WATCH_EXEC;
-        }
-        watch.unknown_file = self.rules.unknown_file();
-        maps.exec_users.retain(|uid, _| self.rules.names_user(*uid))?;
-        for uid in self.rules.users() {
-            maps.exec_users.insert(&uid, &1)?;
-        }
-        maps.watch.insert(&0, &watch)?;
-        // Judged by other rules, perhaps.
-        maps.exec_files.retain(|_, _| false)?;
         Ok(())
     }
 
@@ -165,6 +117,59 @@ impl Finder {
 
 /// What the keys of PUs begin with that hold processes of a rule.
 pub(crate) const EXECUTED: &str = "exec:";
+
+/// Tells the kernel what to stop, for whoever will find it.
+///
+/// # Errors
+/// If a rule names a user that is not there, the hierarchy cannot be found, or what the kernel reports.
+pub fn arm(config: &Config, maps: &Maps) -> anyhow::Result<()> {
+    arm_with(&Place::new(config)?, &Rules::new(config)?, maps)
+}
+
+fn arm_with(place: &Place, rules: &Rules, maps: &Maps) -> anyhow::Result<()> {
+    let mut watch = Watch { root: place.root_id, root_level: place.root_level, flags: WATCH_PUS, ..Watch::default() };
+    if rules.is_empty() {
+        maps.watch.insert(&0, &watch)?;
+        maps.exec_files.retain(|_, _| false)?;
+        return Ok(());
+    }
+    match kernel_offsets() {
+        Ok(offsets) => watch.offsets = offsets,
+        Err(error) => {
+            tracing::warn!(%error, "workloads are found late: what starts may communicate unmanaged for a moment");
+            maps.watch.insert(&0, &watch)?;
+            return Ok(());
+        }
+    }
+    let patterns: Vec<_> = rules.patterns().collect();
+    let limit = CGROUP_PATTERNS as usize;
+    if patterns.len() > limit {
+        tracing::warn!(
+            limit,
+            "more units and cgroups in `[[workload]]` than the kernel looks for at once; the last are found late"
+        );
+    }
+    for (index, pattern) in patterns.iter().take(limit).enumerate() {
+        let compiled = units::kernel_pattern(pattern, &place.kernel_root);
+        maps.cgroup_patterns.insert(&(index as u32), &compiled)?;
+    }
+    watch.patterns = patterns.len().min(limit) as u32;
+    if watch.patterns > 0 {
+        watch.flags |= WATCH_CGROUPS;
+    }
+    if rules.has_execs() {
+        watch.flags |= WATCH_EXEC;
+    }
+    watch.unknown_file = rules.unknown_file();
+    maps.exec_users.retain(|uid, _| rules.names_user(*uid))?;
+    for uid in rules.users() {
+        maps.exec_users.insert(&uid, &1)?;
+    }
+    maps.watch.insert(&0, &watch)?;
+    // Judged by other rules, perhaps.
+    maps.exec_files.retain(|_, _| false)?;
+    Ok(())
+}
 
 /// Between looks at processes that the kernel stopped and did not tell of.
 const SOON: Duration = Duration::from_millis(100);
