@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::evaluate::Decision;
-use crate::model::{Action, RuleId, Verb};
+use crate::model::{Action, RuleId, Tier, Verb};
 
 /// What a namespace answers for one end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -21,6 +21,13 @@ pub struct Answer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "outcome", rename_all = "lowercase")]
 pub enum Outcome {
+    /// The enforcer itself exempts it: allowed, whatever any namespace says.
+    Exempted {
+        /// Its rule.
+        rule: RuleId,
+        /// It asks for a log entry.
+        log: bool,
+    },
     /// A rule allows it.
     Accepted {
         /// The rule.
@@ -44,9 +51,10 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// What a rule that decides says; `None` for `pass`.
-    pub fn of(verb: Verb, rule: RuleId, log: bool, encrypt: bool) -> Option<Self> {
+    /// What a rule of this tier that decides says; `None` for `pass`.
+    pub fn of(tier: Tier, verb: Verb, rule: RuleId, log: bool, encrypt: bool) -> Option<Self> {
         match verb {
+            Verb::Allow if tier == Tier::Exempt => Some(Self::Exempted { rule, log }),
             Verb::Allow => Some(Self::Accepted { rule, log, encrypt }),
             Verb::Deny => Some(Self::Refused { rule, log }),
             Verb::Pass => None,
@@ -56,7 +64,7 @@ impl Outcome {
     /// The rule that decided.
     pub fn rule(self) -> Option<RuleId> {
         match self {
-            Self::Accepted { rule, .. } | Self::Refused { rule, .. } => Some(rule),
+            Self::Exempted { rule, .. } | Self::Accepted { rule, .. } | Self::Refused { rule, .. } => Some(rule),
             Self::Withheld | Self::Silent => None,
         }
     }
@@ -75,6 +83,8 @@ pub(crate) struct Answers {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Sum {
+    exempted: Option<RuleId>,
+    exempted_log: bool,
     refused: Option<RuleId>,
     refused_log: bool,
     withheld: bool,
@@ -108,10 +118,11 @@ impl Answers {
             action,
             rule,
             log: match action {
+                Action::Allow if self.enforced.exempted.is_some() => self.enforced.exempted_log,
                 Action::Allow => self.enforced.accepted_log,
                 Action::Deny => self.enforced.refused_log,
             },
-            encrypt: action == Action::Allow && self.enforced.encrypt,
+            encrypt: action == Action::Allow && self.enforced.exempted.is_none() && self.enforced.encrypt,
             observed: culprit.filter(|_| would != action).map(|rule| (would, rule)),
         }
     }
@@ -128,6 +139,10 @@ impl FromIterator<Answer> for Answers {
 impl Sum {
     fn add(&mut self, outcome: Outcome) {
         match outcome {
+            Outcome::Exempted { rule, log } => {
+                lower(&mut self.exempted, rule);
+                self.exempted_log |= log;
+            }
             Outcome::Accepted { rule, log, encrypt } => {
                 lower(&mut self.accepted, rule);
                 self.accepted_log |= log;
@@ -143,6 +158,9 @@ impl Sum {
     }
 
     fn action(&self) -> (Action, Option<RuleId>) {
+        if let Some(rule) = self.exempted {
+            return (Action::Allow, Some(rule));
+        }
         match (self.refused, self.withheld, self.accepted) {
             (Some(rule), ..) => (Action::Deny, Some(rule)),
             (None, true, _) | (None, false, None) => (Action::Deny, None),

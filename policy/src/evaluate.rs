@@ -80,7 +80,7 @@ pub fn answers<'a>(
             if holds {
                 asked.matching.push((id, rule));
             }
-            if rule.rule().verb == Verb::Allow {
+            if rule.rule().verb == Verb::Allow && rule.tier() != Tier::Exempt {
                 let least = |least: Option<RuleId>| Some(least.map_or(id, |least| least.min(id)));
                 asked.would_bound = least(asked.would_bound);
                 if !rule.rule().observe {
@@ -130,11 +130,11 @@ fn outcome(matching: &[(RuleId, &PolicyRule)], bounds: bool) -> Outcome {
         let first = all().map(|(id, _)| *id).min()?;
         let log = all().any(|(_, rule)| rule.rule().log);
         let encrypt = all().any(|(_, rule)| rule.rule().encrypt);
-        Outcome::of(verb, first, log, encrypt)
+        Outcome::of(Tier::Normal, verb, first, log, encrypt)
     };
     let first = |found: Option<&(RuleId, &PolicyRule)>| {
         let (id, rule) = found?;
-        Outcome::of(rule.rule().verb, *id, rule.rule().log, rule.rule().encrypt)
+        Outcome::of(rule.tier(), rule.rule().verb, *id, rule.rule().log, rule.rule().encrypt)
     };
     first(ordered(false))
         .or_else(|| normal(Verb::Deny))

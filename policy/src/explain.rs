@@ -108,6 +108,11 @@ pub enum Reason {
         /// That rule.
         by: RuleId,
     },
+    /// It matches, but a rule of the enforcer itself exempts this from all namespaces.
+    Exempted {
+        /// That rule.
+        by: RuleId,
+    },
     /// It matches and leaves the decision to the next tier.
     Passed,
     /// It allows the connection, but these namespaces of either PU allow others only.
@@ -306,6 +311,7 @@ impl Attempt<'_> {
     /// Of a rule that decided for its own namespace.
     fn overruled_elsewhere(&self, rule: &PolicyRule) -> Reason {
         match self.decision.rule {
+            Some(by) if self.rule(by).is_some_and(|rule| rule.tier() == Tier::Exempt) => Reason::Exempted { by },
             Some(by) if rule.rule().verb.action() == Some(self.decision.action) => Reason::SameOutcome { by },
             Some(by) => Reason::OverriddenByDeny { by },
             None => {
@@ -457,6 +463,7 @@ impl fmt::Display for NamespaceAnswer {
         write!(f, "{} for {end}: ", self.namespace)?;
         let name = self.name.as_deref().unwrap_or_default();
         match self.outcome {
+            Outcome::Exempted { rule, .. } => write!(f, "exempted by rule {rule} `{name}`"),
             Outcome::Accepted { rule, .. } => write!(f, "allowed by rule {rule} `{name}`"),
             Outcome::Refused { rule, .. } => write!(f, "denied by rule {rule} `{name}`"),
             Outcome::Withheld => f.write_str("allows others, not this"),
@@ -486,6 +493,7 @@ impl fmt::Display for Reason {
                 write!(f, "matches too; rule {by} is named for its lower number")
             }
             Self::Outranked { by } => write!(f, "matches, but rule {by} is asked before it"),
+            Self::Exempted { by } => write!(f, "matches, but rule {by} of the enforcer itself exempts this"),
             Self::Passed => f.write_str("matches, and leaves the decision to the next tier"),
             Self::Withheld { by } => write!(f, "allows it, but {} does not", by.join(" and ")),
             Self::Expired { until } => write!(f, "expired at {until}"),

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use policy::{
-    Action, Capabilities, Compiled, Identity, IdentityId, Moment, PolicyRule, PortRange, evaluate, parse_files,
+    Action, Capabilities, Compiled, Head, Identity, IdentityId, Location, Moment, Namespace, PolicyRule, PortRange,
+    Tier, evaluate, explain, parse_files, parse_rule,
 };
 
 const DOCS: &str = include_str!("../../docs/policy.md");
@@ -97,4 +98,42 @@ fn a_connection_between_namespaces_needs_both() {
 #[test]
 fn tiers_are_asked_in_order() {
     check("tiers", "/", "/");
+}
+
+#[test]
+fn what_the_enforcer_exempts_no_namespace_can_refuse_and_it_bounds_nothing() {
+    let head = Arc::new(Head { name: "own".into(), namespace: Namespace::root(), tier: Tier::Exempt });
+    let own = parse_rule("ssh: allow any -> app=b tcp/22").unwrap();
+    let mut rules = vec![Arc::new(PolicyRule::new(head, 1, Location::default(), own))];
+    let files = [
+        ("root.yaml", "name: root\nrules:\n  - deny any -> app=b tcp/22\n"),
+        (
+            "child.yaml",
+            "name: child\nnamespace: /acme\nrules:\n  - deny any -> any tcp/22\n  - allow any -> any tcp/80\n",
+        ),
+    ];
+    rules.extend(parse_files(files).unwrap());
+    let (a, b) = (("app", "a"), ("app", "b"));
+    let (a, b) = (Identity::pu("/acme".parse().unwrap(), [a]), Identity::pu("/acme".parse().unwrap(), [b]));
+    let mut compiled = Compiled::new(&rules, Capabilities::default()).unwrap();
+    compiled.add_identity(IdentityId(1), &a).unwrap();
+    compiled.add_identity(IdentityId(2), &b).unwrap();
+    for (from, to, port, expected) in [
+        ((1, &a), (2, &b), 22, (Action::Allow, Some(1))),
+        ((2, &b), (1, &a), 22, (Action::Deny, Some(3))),
+        ((1, &a), (2, &b), 80, (Action::Allow, Some(4))),
+        ((1, &a), (2, &b), 81, (Action::Deny, None)),
+    ] {
+        let judged = evaluate(compiled.rules(), from.1, to.1, PortRange::TCP, port, Moment::START);
+        assert_eq!((judged.action, judged.rule.map(|rule| rule.0)), expected, "{port}");
+        assert_eq!(compiled.pair(IdentityId(from.0), IdentityId(to.0)).decide(PortRange::TCP, port), judged);
+    }
+    let text = explain(compiled.rules(), &a, &b, PortRange::TCP, 22, Moment::START).to_string();
+    for line in [
+        "allowed by rule 1 `own/ssh`, tier exempt",
+        "rule 1 is asked before it",
+        "rule 1 of the enforcer itself exempts this",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
 }

@@ -1,7 +1,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::evaluate::End;
-use crate::model::{Ends, Identity, Namespace, PolicyRule, RuleId, Verb};
+use crate::model::{Ends, Identity, Namespace, PolicyRule, RuleId, Tier, Verb};
 
 /// Which namespaces have rules, and which of them bound what is allowed beneath.
 #[derive(Default)]
@@ -84,7 +84,7 @@ impl Levels {
         if ends != Ends::Both {
             step(&mut level.one_sided);
         }
-        if rule.rule().verb == Verb::Allow {
+        if rule.rule().verb == Verb::Allow && rule.tier() != Tier::Exempt {
             for (bounds, speaks) in [(&mut level.egress, ends.egress()), (&mut level.ingress, ends.ingress())] {
                 if !speaks {
                     continue;

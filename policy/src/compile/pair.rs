@@ -161,6 +161,7 @@ fn interval(active: &[Active<'_>], lo: u32, hi: u32) -> Option<Interval> {
 struct Active<'a> {
     asked: &'a Asked<'a>,
     rules: &'a [Contribution<'a>],
+    /// Those of the exempt tier among them: their ranks are the smallest.
     admin: BTreeSet<usize>,
     baseline: BTreeSet<usize>,
     /// Those of the normal tier.
@@ -195,7 +196,7 @@ impl<'a> Active<'a> {
     fn toggle(&mut self, index: usize, starts: bool) {
         let rule = self.rules[index].rule;
         let set = match (rule.tier(), rule.rule().verb, rule.rule().observe) {
-            (Tier::Admin(_), ..) => &mut self.admin,
+            (Tier::Exempt | Tier::Admin(_), ..) => &mut self.admin,
             (Tier::Baseline(_), ..) => &mut self.baseline,
             (Tier::Normal, Verb::Deny, false) => return self.deny.toggle(index, rule.rule(), starts),
             (Tier::Normal, Verb::Deny, true) => &mut self.observed_deny,
@@ -224,12 +225,12 @@ impl<'a> Active<'a> {
         let first = |rules: &BTreeSet<usize>| {
             let heard = |index: &&usize| observed || !self.rules[**index].rule.rule().observe;
             let Contribution { id, rule, .. } = self.rules[*rules.iter().find(heard)?];
-            Outcome::of(rule.rule().verb, id, rule.rule().log, rule.rule().encrypt)
+            Outcome::of(rule.tier(), rule.rule().verb, id, rule.rule().log, rule.rule().encrypt)
         };
         let normal = |verb: Verb, enforced: &Alike, others: &BTreeSet<usize>| {
             let other = others.first().filter(|_| observed);
             let index = enforced.rules.first().into_iter().chain(other).min()?;
-            Outcome::of(verb, self.rules[*index].id, enforced.logged > 0, enforced.encrypted > 0)
+            Outcome::of(Tier::Normal, verb, self.rules[*index].id, enforced.logged > 0, enforced.encrypted > 0)
         };
         first(&self.admin)
             .or_else(|| normal(Verb::Deny, &self.deny, &self.observed_deny))

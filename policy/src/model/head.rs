@@ -20,6 +20,8 @@ pub struct Head {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
+    /// What the enforcer itself exempts: an allow rule of it decides for all namespaces. No policy file can be of it.
+    Exempt,
     /// Asked first, by priority, the smallest first; of each policy the first rule that matches answers.
     Admin(u16),
     /// Asked next, all at once: deny beats allow.
@@ -40,6 +42,7 @@ impl Tier {
     /// The tier's name, without the priority.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Exempt => "exempt",
             Self::Admin(_) => "admin",
             Self::Normal => "normal",
             Self::Baseline(_) => "baseline",
@@ -55,7 +58,7 @@ impl Tier {
 impl fmt::Display for Tier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Normal => f.write_str("normal"),
+            Self::Exempt | Self::Normal => f.write_str(self.name()),
             Self::Admin(priority) | Self::Baseline(priority) => write!(f, "{}/{priority}", self.name()),
         }
     }

@@ -180,6 +180,7 @@ pub fn rule(key: BoxedStrategy<String>, word: BoxedStrategy<String>) -> impl Str
 pub fn policy_rule() -> impl Strategy<Value = Arc<PolicyRule>> {
     let tier = prop_oneof![
         6 => Just(Tier::Normal),
+        1 => Just(Tier::Exempt),
         1 => (0u16..3).prop_map(Tier::Admin),
         1 => (0u16..3).prop_map(Tier::Baseline),
     ];
