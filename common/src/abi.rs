@@ -30,6 +30,10 @@ pub const CONFIG_HAS_PU: u32 = 4;
 pub const CONFIG_WATCHES: u32 = 8;
 /// The policy names peers by DNS names: the agent is shown what PUs ask resolvers and what these answer.
 pub const CONFIG_LEARN_NAMES: u32 = 16;
+/// What is in no other PU belongs to the host PU (`HOST`).
+pub const CONFIG_HOST: u32 = 32;
+/// Some or all of the enforcement is on trial (`HOST`).
+pub const CONFIG_TRIAL: u32 = 64;
 
 /// The one entry of the map `CONFIG`; written by the agent only.
 #[repr(C)]

@@ -8,6 +8,7 @@ pub mod abi;
 pub mod drop_reason;
 pub mod event;
 pub mod flow;
+pub mod host;
 pub mod identity;
 pub mod verdict;
 pub mod wire;
@@ -47,6 +48,7 @@ mod pod {
         crate::event::Event,
         crate::flow::Flow,
         crate::flow::FlowKey,
+        crate::host::Host,
         crate::identity::Credential,
         crate::identity::ListenerKey,
         crate::identity::Network,

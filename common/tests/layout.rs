@@ -7,6 +7,7 @@ use common::abi::{self, Config, Injection};
 use common::drop_reason;
 use common::event::{Event, Held};
 use common::flow::{Flow, FlowKey};
+use common::host::Host;
 use common::identity::{Credential, ListenerKey, Network, PeerAddr, PeerPu, Pu, Session, SessionPu};
 use common::verdict::{Interval, Pair, Run};
 use common::wire::{MacKey, OptionBytes};
@@ -37,6 +38,7 @@ fn configuration() {
         Config, 40,
         heartbeat_ns @ 0, agent_timeout_ns @ 8, netns_cookie @ 16, generation @ 24, mark @ 28, flags @ 32, self_session @ 36,
     );
+    layout!(Host, 24, trial_until_ns @ 0, trial_from @ 8, trial_flags @ 12, pu @ 16, agent @ 20);
     layout!(Injection, 16, magic @ 0, ifindex @ 4, flags @ 8, count @ 12);
 }
 

@@ -21,6 +21,7 @@ use common::{
 
 use crate::{
     cleared::{Clear, cleared},
+    host,
     maps::{PU_CGROUPS, PU_IFACES, PU_SOCKETS, PUS},
     packet::{Ip, TCP},
 };
@@ -50,21 +51,26 @@ impl Source {
     /// The PU that sent this packet.
     #[inline(always)]
     pub fn sender(self, ctx: &TcContext) -> u32 {
-        match self {
+        in_force(match self {
             Source::Socket => sending_socket(ctx),
             Source::Interface => interface_pu(ctx),
-        }
+        })
     }
 
     /// The PU that would receive this packet. What opens a connection is also for a listener whose former connection on
     /// these ports waits for its last segments.
     #[inline(always)]
     pub fn receiver(self, ctx: &TcContext, ip: &Ip, key: &FlowKey, opening: bool) -> u32 {
-        match self {
+        in_force(match self {
             Source::Socket => receiving_socket(ctx, ip, key, opening),
             Source::Interface => interface_pu(ctx),
-        }
+        })
     }
+}
+
+#[inline(always)]
+fn in_force(pu: u32) -> u32 {
+    if pu != UNMANAGED && host::is_withdrawn(pu) { UNMANAGED } else { pu }
 }
 
 /// Identity, handle and credential of a PU; `None` if it is not set up (yet).
@@ -139,7 +145,11 @@ fn sending_socket(ctx: &TcContext) -> u32 {
         }
         match stored(full.cast()) {
             Some(pu) => pu,
-            None => sending_cgroup(ctx),
+            None => match sending_cgroup(ctx) {
+                // The kernel's own sockets bear no mark either; they are nobody's.
+                UNMANAGED if (*full).family == AF_PACKET => host::of_packet_socket(),
+                pu => pu,
+            },
         }
     }
 }
@@ -257,6 +267,7 @@ unsafe impl Clear for Route {}
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+const AF_PACKET: u32 = 17;
 
 /// Whether this host only hands the packet on: a listener on any address is found for those too. In doubt it is ours.
 #[inline(never)]

@@ -19,6 +19,7 @@ use common::{
 use crate::{
     attribute::UNMANAGED,
     emit::{config, count_reason},
+    host::{self, is_withdrawn},
     maps::{PU_CGROUPS, PU_SOCKETS, UNSORTED},
 };
 
@@ -38,13 +39,13 @@ pub fn sock_create(ctx: SockContext) -> i32 {
     }
     let mut pu = cgroup_pu();
     if pu == UNMANAGED {
-        pu = unsorted_pu();
+        pu = unsorted_or_host();
         // What lives in a namespace of its own is another's to manage.
         if pu != UNMANAGED && is_elsewhere(&ctx) {
             pu = UNMANAGED;
         }
     }
-    if pu != UNMANAGED && !is_enforceable(&ctx) {
+    if pu != UNMANAGED && !is_withdrawn(pu) && !is_enforceable(&ctx) {
         return REFUSE;
     }
     let map = core::ptr::from_ref(&PU_SOCKETS).cast_mut().cast::<c_void>();
@@ -86,7 +87,14 @@ fn is_elsewhere(ctx: &SockContext) -> bool {
 #[inline(always)]
 pub fn current_pu() -> u32 {
     let pu = cgroup_pu();
-    if pu == UNMANAGED { unsorted_pu() } else { pu }
+    if pu == UNMANAGED { unsorted_or_host() } else { pu }
+}
+
+/// The PU of a current process whose cgroup is in none.
+#[inline(always)]
+fn unsorted_or_host() -> u32 {
+    let pu = unsorted_pu();
+    if pu == UNMANAGED { host::of_current() } else { pu }
 }
 
 /// What stands for the PU of a current process that has to be sorted out.

@@ -10,6 +10,7 @@ use crate::{
     attribute::UNMANAGED,
     emit::{config, count_reason},
     hook_cgroup_sock::current_pu,
+    host::is_withdrawn,
 };
 
 const ALLOW: i32 = 1;
@@ -25,7 +26,7 @@ pub fn sock_option(ctx: SockoptContext) -> i32 {
     // SAFETY: the context is valid for the whole program.
     let (level, name) = unsafe { ((*ctx.sockopt).level, (*ctx.sockopt).optname) };
     let evasive = level == SOL_XDP || level == SOL_PACKET && name == PACKET_QDISC_BYPASS;
-    if evasive && config().is_some_and(|config| config.flags & CONFIG_HAS_PU != 0) && current_pu() != UNMANAGED {
+    if evasive && config().is_some_and(|config| config.flags & CONFIG_HAS_PU != 0) && is_of_pu() {
         count_reason(Reason::ForgedByPu, false);
         return REFUSE;
     }
@@ -33,4 +34,10 @@ pub fn sock_option(ctx: SockoptContext) -> i32 {
     // SAFETY: as above; the field may be written.
     unsafe { (*ctx.sockopt).optlen = 0 };
     ALLOW
+}
+
+#[inline(always)]
+fn is_of_pu() -> bool {
+    let pu = current_pu();
+    pu != UNMANAGED && !is_withdrawn(pu)
 }

@@ -15,6 +15,7 @@ use crate::{
     cleared::cleared,
     emit::{At, Parties, config, refused},
     flow_table::coarse_now,
+    host::is_withdrawn,
     maps::{NETWORKS, PU_LISTENERS, SESSIONS},
     outbound::scratch,
     packet::{ACK, Ip, RST, SYN, Tcp, ip, read, tcp},
@@ -81,7 +82,7 @@ fn stranger(ctx: &XdpContext, config: &Config, ip: &Ip, key: &FlowKey) -> Option
             pu
         }
     };
-    if is_observed(*pu) {
+    if is_observed(*pu) || is_withdrawn(*pu) {
         return None;
     }
     if NETWORKS.get(&Key::new(128, ip.src)).is_some_and(|network| network.external != 0) {

@@ -15,6 +15,7 @@ use crate::{
     cleared::cleared,
     emit::{At, Hold, Parties, count_handshake, count_reason, hold, refused},
     flow_table::{Lookup, account_in, begins, find, started},
+    host,
     inbound_answer::{answered, cut_by_peer, cut_option, refused_by_peer, retry_asked},
     inbound_open::opened,
     judge::rejudge,
@@ -58,7 +59,7 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source) -> i32 {
 #[inline(always)]
 fn unmanaged(packet: &Packet, opening: bool) -> i32 {
     if opening
-        && packet.config.flags & common::abi::CONFIG_UNMANAGED_DENY != 0
+        && host::denies_unmanaged(packet.config)
         && packet.source == Source::Socket
         && !is_forwarded(packet.ctx.as_ptr(), ifindex(packet.ctx), packet.ip)
     {
@@ -75,6 +76,9 @@ fn unmanaged(packet: &Packet, opening: bool) -> i32 {
 fn stray(packet: &Packet, pu: u32) -> i32 {
     if is_observed(pu) {
         return take_over(packet, pu, true);
+    }
+    if host::is_older(packet, pu, true) {
+        return PASS;
     }
     let role = if packet.tcp.flags & SYN != 0 { CLIENT } else { SERVER };
     cleared!(parties: Parties);

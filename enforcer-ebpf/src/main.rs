@@ -20,6 +20,7 @@ mod hook_tc_egress;
 mod hook_tc_ingress;
 mod hook_tc_stack;
 mod hook_xdp;
+mod host;
 mod inbound;
 mod inbound_answer;
 mod inbound_open;

@@ -13,6 +13,7 @@ use common::{
     },
     event::{Event, Held},
     flow::{Flow, FlowKey},
+    host::Host,
     identity::{Credential, ListenerKey, Network, PeerAddr, PeerPu, Pu, Session, SessionPu},
     verdict::{Interval, Pair, Run},
     workload::{
@@ -27,6 +28,9 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// Configuration, generation and heartbeat.
 #[btf_map]
 pub static CONFIG: Array<Config, 1> = Array::new();
+/// The host PU, and what is on trial.
+#[btf_map]
+pub static HOST: Array<Host, 1> = Array::new();
 /// cgroup id to PU.
 #[btf_map]
 pub static PU_CGROUPS: HashMap<u64, u32, 16384, NO_PREALLOC> = HashMap::new();

@@ -3,7 +3,7 @@
 use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use common::{
     Addr,
-    abi::{CONFIG_HAS_PU, CONFIG_UNMANAGED_DENY, Config},
+    abi::{CONFIG_HAS_PU, Config},
     drop_reason::Reason,
     event::{HELD_ANSWER, HELD_QUESTION},
     flow::{CLIENT, ESTABLISHED, FLAG_LOG, FlowKey, PATH_EXTERNAL, SERVER},
@@ -15,6 +15,7 @@ use crate::{
     cleared::{Clear, cleared},
     emit::{At, Parties, config, count_reason, now, refused},
     flow_table::{Lookup, coarse_now, enter_once, find},
+    host,
     judge::{Verdict, judge, rejudge},
     maps::{FRAGMENTS_SCRATCH, JUDGED_SCRATCH, NETWORKS},
     names,
@@ -190,8 +191,7 @@ fn first_or_whole(ctx: &TcContext, config: &Config, source: Source, parsed: &mut
     }
     let pu = source.sender(ctx);
     if pu == UNMANAGED {
-        let denied =
-            ip.proto == UDP && config.flags & CONFIG_UNMANAGED_DENY != 0 && !is_dhcp(sport, dport) && from_socket(ctx);
+        let denied = ip.proto == UDP && host::denies_unmanaged(config) && !is_dhcp(sport, dport) && from_socket(ctx);
         if !denied {
             return PASS;
         }

@@ -22,6 +22,7 @@ use crate::{
     confirm,
     emit::{At, Parties, count_handshake, refused},
     flow_table::{Lookup, account_out, coarse_now, find, remove},
+    host,
     maps::{CREDENTIALS, KNOWN_TO_PEER, PACKET_SCRATCH, SESSIONS},
     names,
     observe::take_over,
@@ -124,10 +125,7 @@ fn forged(packet: &Packet, flow: &Flow) -> i32 {
 
 #[inline(always)]
 fn unmanaged(packet: &Packet, opening: bool) -> i32 {
-    if opening
-        && packet.config.flags & common::abi::CONFIG_UNMANAGED_DENY != 0
-        && other_protocols::from_socket(packet.ctx)
-    {
+    if opening && host::denies_unmanaged(packet.config) && other_protocols::from_socket(packet.ctx) {
         cleared!(parties: Parties);
         return refuse_locally(packet, parties, Reason::UnmanagedDenied);
     }
@@ -139,6 +137,9 @@ fn unmanaged(packet: &Packet, opening: bool) -> i32 {
 fn stray(packet: &Packet, pu: u32) -> i32 {
     if packet.tcp.option.is_none() && is_observed(pu) {
         return take_over(packet, pu, false);
+    }
+    if packet.tcp.option.is_none() && host::is_older(packet, pu, false) {
+        return PASS;
     }
     let reason = if packet.tcp.option.is_some() { Reason::ForgedByPu } else { Reason::NoFlow };
     let role = if packet.tcp.flags & SYN != 0 { SERVER } else { CLIENT };

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Interface index of the loopback device in every network namespace.
-const LOOPBACK: u32 = 1;
+pub const LOOPBACK: u32 = 1;
 
 #[inline(never)]
 pub fn open(packet: &Packet, pu: u32, existing: Option<&mut Flow>) -> i32 {

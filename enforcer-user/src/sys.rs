@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -76,6 +76,14 @@ pub fn monotonic_ns() -> u64 {
 /// What making a socket reports.
 pub fn netns_cookie() -> io::Result<u64> {
     let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    socket_netns_cookie(socket.as_fd())
+}
+
+/// Cookie of the network namespace a socket is in; 0 where the kernel cannot tell.
+///
+/// # Errors
+/// `ENOTSOCK`, `EBADF`.
+pub fn socket_netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = 0u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the descriptor is open, and the pointers are to writable memory of the size given.

@@ -60,6 +60,18 @@ fn configuration_errors_name_the_place_and_exit_with_4() {
             "[datapath]\ntap = \"a/b\"\n",
             ":2:7: `datapath.tap`: must be an interface name (1 to 15 characters, no slash, no space)\n",
         ),
+        (
+            "[host]\nmanagement = [\"ssh\"]\n",
+            ":2:14: `host.management`: \"ssh\": expected ports such as \"tcp/22\", or \"tcp/22 from 10.0.0.0/8,fd00::/8\"\n",
+        ),
+        (
+            "[host]\nmanagement = [\"tcp/22 from 10.0.0.1/8\"]\n",
+            ":2:14: `host.management`: 10.0.0.1/8 has host bits set; write 10.0.0.0/8\n",
+        ),
+        (
+            "[host]\nmanaged = true\n[datapath]\nunmanaged = \"deny\"\n",
+            ":2:11: `host.managed`: leaves nothing unmanaged but ",
+        ),
     ] {
         let (_dir, file) = file(text);
         for command in ["run", "check-config", "unload"] {
@@ -122,6 +134,7 @@ fn without_an_agent_every_question_says_so_and_exits_with_3() {
         &["policy", "show"],
         &["policy", "explain", "--from", "a=b", "--to", "c=d", "--port", "1"],
         &["pu", "rm", "x"],
+        &["confirm"],
         &["pu", "add", "--interface", "lo", "--tag", "a=b"],
     ] {
         let (code, out, err) = run(&[&["--socket", path(&socket)], args].concat());
@@ -174,6 +187,11 @@ fn wrong_usage_exits_with_2() {
         &["policy", "explain", "--from", "a=b", "--to", "c=d", "--port", "70000"],
         &["ca", "issue"],
         &["ca", "init", "--lifetime", "soon"],
+        &["run", "--confirm"],
+        &["run", "--confirm", "soon"],
+        &["run", "--confirm", "0s"],
+        &["run", "--confirm", "2days"],
+        &["confirm", "now"],
     ] {
         assert_eq!(run(args).0, 2, "{args:?}");
     }

@@ -11,6 +11,7 @@ use std::process::Command;
 
 use common::abi::{self, Config};
 use common::flow::{Flow, FlowKey};
+use common::host::Host;
 use common::identity::{Credential, ListenerKey, Network, PeerAddr, PeerPu, Pu, Session, SessionPu};
 use common::verdict::{Interval, Pair, Run};
 use common::workload::{CgroupPattern, FileKey, FileVerdict, Unsorted, Watch};
@@ -55,6 +56,7 @@ fn expected() -> Vec<(&'static str, Shape, Shape)> {
             u32_key(),
             shape!(Config: heartbeat_ns, agent_timeout_ns, netns_cookie, generation, mark, flags, self_session),
         ),
+        ("HOST", u32_key(), shape!(Host: trial_until_ns, trial_from, trial_flags, pu, agent)),
         ("PU_CGROUPS", Shape::Integer { size: 8 }, u32_key()),
         ("WATCH", u32_key(), shape!(Watch: root, root_level, flags, patterns, unknown_file, offsets)),
         (

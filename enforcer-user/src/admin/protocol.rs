@@ -50,6 +50,8 @@ pub enum Request {
         /// Only say what would change.
         dry_run: bool,
     },
+    /// What is on trial stays.
+    Confirm,
     /// Forget sessions and caches, so that the next contact is a first contact.
     Forget {
         /// The enforcer to forget; every one if left out.
@@ -162,7 +164,7 @@ pub enum Response {
     },
     /// To [`Request::Observe`]: the namespaces now in observe mode.
     Observed(Vec<String>),
-    /// To [`Request::PuRemove`] and [`Request::PuRelease`].
+    /// To [`Request::Confirm`], [`Request::PuRemove`] and [`Request::PuRelease`].
     Done,
 }
 

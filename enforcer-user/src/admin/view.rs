@@ -28,6 +28,15 @@ pub struct StatusView {
     /// Namespaces in observe mode: nothing is enforced in them.
     #[serde(default)]
     pub observed: Vec<String>,
+    /// Name of the PU that whatever is in no other PU belongs to.
+    #[serde(default)]
+    pub host_pu: Option<String>,
+    /// What reaches the host PU whatever the policy says.
+    #[serde(default)]
+    pub management: Vec<String>,
+    /// Seconds until what this agent put in force goes back, unless it is confirmed.
+    #[serde(default)]
+    pub trial_s: Option<u64>,
     /// How full the maps are.
     pub maps: Vec<MapView>,
     /// What was lost, by name.

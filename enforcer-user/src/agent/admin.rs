@@ -98,6 +98,10 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
             tag(shared, &pu, set, unset, complete).map(|()| Response::Done)
         }
         Request::PuRemove { pu } => pus::remove(shared, &pu).map(|()| Response::Done),
+        Request::Confirm => {
+            tracing::info!(uid = caller.uid, pid = ?caller.pid, "asked to confirm");
+            super::trial::confirm(shared).map(|()| Response::Done)
+        }
         Request::Observe { namespace, on } => {
             super::observe::switch(shared, caller, namespace, on).map(Response::Observed)
         }

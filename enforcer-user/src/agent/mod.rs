@@ -9,6 +9,7 @@ mod adopt;
 mod boot;
 mod clock;
 mod contact;
+mod host_pu;
 mod last_good;
 mod learn;
 mod names;
@@ -21,6 +22,7 @@ mod pus;
 mod sink;
 mod sources;
 mod state;
+mod trial;
 mod updates;
 mod upkeep;
 mod views;
@@ -48,7 +50,7 @@ use crate::{
     hardening::{Files, Hardening},
     identity::Verifier,
     link_net,
-    load::{Interfaces, Kernel, LoadOptions, MapSizes, UnloadOptions, XdpMode, require_bpffs, unload},
+    load::{Interfaces, Kernel, LoadError, LoadOptions, MapSizes, UnloadOptions, XdpMode, require_bpffs, unload},
     map_write::Maps,
     metrics::{Metrics, MetricsServer, RuleVerdicts},
     pulse::Pulse,
@@ -62,6 +64,8 @@ pub use boot::{Booted, boot};
 use names::NameTable;
 pub(crate) use offline::flows as offline_flows;
 use state::State;
+pub use trial::NotConfirmed;
+use trial::Trial;
 use waiting::Waiting;
 
 /// The eBPF object this agent was built with.
@@ -80,6 +84,7 @@ pub(crate) struct Shared {
     verifier: Mutex<Verifier>,
     kernel: Mutex<Kernel>,
     waiting: Waiting,
+    trial: Trial,
     // Weak, because it has the agent behind it.
     pipeline: OnceLock<Weak<Pipeline>>,
     hardening: Arc<Hardening>,
@@ -113,7 +118,9 @@ impl Shared {
 /// # Errors
 /// What kept it from starting: configuration, keys, policy, or the kernel. A first start that fails leaves nothing in
 /// the kernel; one that followed on another leaves in force what that had made.
-pub fn run(config: Config) -> anyhow::Result<()> {
+///
+/// With `confirm`, everything goes back unless somebody confirms within that time; the error then is [`NotConfirmed`].
+pub fn run(config: Config, confirm: Option<Duration>) -> anyhow::Result<()> {
     let pins = config.pin_dir();
     let first = !pins.exists();
     let made = UnloadOptions {
@@ -122,7 +129,16 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         pu_cgroups: config.pu_cgroups().ok(),
     };
     let ready = Arc::new(AtomicBool::new(false));
-    let ran = start_and_serve(config, ready.clone());
+    let maps = pins.join("maps");
+    let before = trial::Before::read(&maps);
+    let ran = start_and_serve(config, ready.clone(), confirm);
+    let not_confirmed = ran.as_ref().err().and_then(|error| error.downcast_ref::<NotConfirmed>());
+    if not_confirmed.is_some_and(|trial| trial.all) {
+        undo(&made);
+    }
+    if let Some(before) = before.filter(|_| ran.is_err() && not_confirmed.is_none() && !ready.load(Ordering::Acquire)) {
+        before.restore(&maps);
+    }
     // One that was ready has enforced something: that stays in force however it ended.
     if ran.is_err() && first && !ready.load(Ordering::Acquire) && pins.exists() {
         if let Err(error) = unload(&made) {
@@ -132,12 +148,39 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     ran
 }
 
-fn start_and_serve(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<()> {
+/// Unloads everything; what of this agent still holds the lock is about to end.
+fn undo(made: &UnloadOptions) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match unload(made) {
+            Ok(_) => return tracing::info!("unloaded"),
+            Err(LoadError::Busy { .. }) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
+            Err(error) => return tracing::error!(%error, "not everything is unloaded; run `enforcer unload`"),
+        }
+    }
+}
+
+fn start_and_serve(config: Config, ready: Arc<AtomicBool>, confirm: Option<Duration>) -> anyhow::Result<()> {
     let policy_seen = upkeep::policy_stamp(&config.policy.paths);
     // Mounting takes a capability that nothing later does.
     require_bpffs(&config.pin_dir())?;
     let hardening = Hardening::begin(&config);
-    let shared = start(config, hardening, ready)?;
+    let shared = start(config, hardening, ready, confirm)?;
+    let served = run_until_told(&shared, policy_seen);
+    let served = match (trial::withdraw(&shared), served) {
+        (Some(not_confirmed), Ok(())) => Err(not_confirmed.into()),
+        (Some(not_confirmed), Err(error)) => Err(error.context(not_confirmed)),
+        (None, served) => served,
+    };
+    upkeep::write_records(&shared, true);
+    if let Err(error) = shared.state().config.leave() {
+        tracing::warn!(%error, "the kernel was not told that the agent ends");
+    }
+    served
+}
+
+fn run_until_told(shared: &Arc<Shared>, policy_seen: upkeep::PolicyStamp) -> anyhow::Result<()> {
+    host_pu::start(shared).context("the host PU")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let metrics = Arc::new(Metrics::new(Arc::new(admin::Stats(shared.clone())))?);
     metrics.register(shared.facts.board().collector())?;
@@ -166,8 +209,8 @@ fn start_and_serve(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<()>
         let shared = shared.clone();
         link_net::watch(move |change| upkeep::interface_changed(&shared, change)).context("watching interfaces")?
     };
-    let sources = sources::start(&shared).context("the sources of PUs")?;
-    export(&shared, metrics)?;
+    let sources = sources::start(shared).context("the sources of PUs")?;
+    export(shared, metrics)?;
     let served = runtime.block_on(async {
         tokio::select! {
             served = serve(shared.clone()) => served,
@@ -179,24 +222,27 @@ fn start_and_serve(config: Config, ready: Arc<AtomicBool>) -> anyhow::Result<()>
     drop(sources);
     drop(watch);
     drop(upkeep);
-    upkeep::write_records(&shared, true);
-    if let Err(error) = shared.state().config.leave() {
-        tracing::warn!(%error, "the kernel was not told that the agent ends");
-    }
     served
 }
 
 /// Everything up to readiness: keys and policy first, so that a mistake there changes nothing in the kernel.
-fn start(config: Config, hardening: Hardening, ready: Arc<AtomicBool>) -> anyhow::Result<Arc<Shared>> {
+fn start(
+    config: Config,
+    hardening: Hardening,
+    ready: Arc<AtomicBool>,
+    confirm: Option<Duration>,
+) -> anyhow::Result<Arc<Shared>> {
     let (identity, verifier) = state::own_identity(&config)?;
     crate::workload::finder::check(&config)?;
     let enforced_before = config.pin_dir().join("maps/CONFIG").exists();
     let beginning = policy::begin(&config, enforced_before)?;
+    let first = !config.pin_dir().exists();
     let kernel = Kernel::open(&load_options(&config)?)?;
     let maps = Arc::new(Maps::open(&kernel.pins().maps)?);
     let tap = Tap::open(&config.datapath.tap)?;
     let names = Arc::new(NameTable::default());
     let mut state = State::new(&config, identity, maps.clone(), names.clone())?;
+    let trial = state.begin_trial(&config, confirm, first)?;
     state.configure(&config)?;
     let (rules, problem) = match beginning {
         policy::Beginning::Policy(rules) => (Some(rules), None),
@@ -234,6 +280,7 @@ fn start(config: Config, hardening: Hardening, ready: Arc<AtomicBool>) -> anyhow
         kernel: Mutex::new(kernel),
         verifier: Mutex::new(verifier),
         waiting: Waiting::default(),
+        trial: Trial::new(trial),
         pipeline: OnceLock::new(),
         hardening,
         pulse: Pulse::default(),
@@ -245,7 +292,7 @@ fn start(config: Config, hardening: Hardening, ready: Arc<AtomicBool>) -> anyhow
     policy::cut_where(&shared, Reason::Revoked, |flow| distrusted.contains(&flow.session));
     if let Some(texts) = texts {
         policy::save_rule_names(&shared);
-        last_good::save(&shared.config.paths.socket, &texts);
+        trial::keep_policy(&shared, texts);
     }
     Ok(shared)
 }
@@ -286,6 +333,7 @@ fn export(shared: &Shared, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     let Some(address) = shared.config.metrics_address() else { return Ok(()) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let exporter = runtime.block_on(MetricsServer::bind(address))?;
+    host_pu::serves(shared, exporter.as_fd());
     let hardening = shared.hardening.clone();
     std::thread::Builder::new().name("metrics".into()).spawn(move || {
         hardening.confine("metrics", Files::Reading);
@@ -320,6 +368,7 @@ async fn serve(shared: Arc<Shared>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     shared.hardening.complete(&shared.config);
+    trial::ready(&shared)?;
     shared.ready.store(true, Ordering::Release);
     tracing::info!(name = %shared.state().own.id(), "enforcing");
     let _watchdog = watchdog::start(&shared)?;
@@ -327,6 +376,10 @@ async fn serve(shared: Arc<Shared>) -> anyhow::Result<()> {
         () = server.serve(Arc::new(admin::Admin(shared.clone()))) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = shared.trial.over() => {}
+    }
+    if shared.trial.left().is_some() {
+        return Ok(());
     }
     tracing::info!("ending; enforcement goes on in the kernel (`enforcer unload` ends it)");
     Ok(())

@@ -15,7 +15,9 @@ use common::{
 };
 use policy::{Delta, IdentityId, Moment, PolicyRule};
 
-use super::{Shared, clock, last_good, names, policy_apply, state::State, upkeep::policy_stamp};
+use super::{
+    Shared, clock, host_pu, last_good, names, policy_apply, state::State, trial, upkeep::policy_stamp,
+};
 use crate::{
     config::{Config, PolicyText},
     handshake::build::{self, Toward},
@@ -39,6 +41,13 @@ impl Rules {
     /// Parses policy files.
     pub fn parse(texts: Vec<PolicyText>) -> anyhow::Result<Self> {
         let rules = policy::parse_files(texts.iter().map(|file| (file.file.as_str(), file.text.as_str())))?;
+        if let Some(rule) = rules.iter().find(|rule| rule.policy() == host_pu::BUILTIN) {
+            anyhow::bail!(
+                "{}: the name `{}` is that of the enforcer's own rules; choose another",
+                rule.location(),
+                host_pu::BUILTIN
+            );
+        }
         Ok(Self { rules, texts })
     }
 }
@@ -86,7 +95,8 @@ impl State {
     /// # Errors
     /// If the rules cannot be compiled; nothing has changed then.
     pub fn compile(&mut self, rules: Rules) -> anyhow::Result<Delta> {
-        let delta = self.compiled.update_rules(&rules.rules)?;
+        let all: Vec<_> = self.builtin.iter().chain(&rules.rules).cloned().collect();
+        let delta = self.compiled.update_rules(&all)?;
         self.rules = rules.rules;
         self.policy_files = rules.texts.iter().map(|file| file.file.as_str().into()).collect();
         // Names of removed rules are kept for records; one without name that moved has another.
@@ -146,7 +156,7 @@ impl State {
 ///
 /// # Errors
 /// If the rules cannot be compiled, nothing has changed; after any other error upkeep tries again, see [`State::unsettled`].
-fn install(shared: &Shared, rules: Rules) -> anyhow::Result<bool> {
+pub(super) fn install(shared: &Shared, rules: Rules) -> anyhow::Result<bool> {
     let texts = rules.texts.clone();
     let (delta, everything) = {
         let mut state = shared.state();
@@ -157,7 +167,7 @@ fn install(shared: &Shared, rules: Rules) -> anyhow::Result<bool> {
         return Ok(false);
     }
     enforce(shared, &delta, everything)?;
-    last_good::save(&shared.config.paths.socket, &texts);
+    trial::keep_policy(shared, texts);
     Ok(true)
 }
 

@@ -8,7 +8,7 @@ use std::{
 use common::{abi, drop_reason::Reason, identity::SessionPu};
 
 use super::{
-    Shared, clock,
+    Shared, clock, host_pu,
     names::{AGENT_DOC, AgentDoc, TargetDoc},
     policy,
     state::{LocalPu, State},
@@ -88,8 +88,9 @@ fn draft(shared: &Shared, wanted: &Wanted) -> Result<(LocalPu, PreparedCredentia
     }
     let namespace = wanted.namespace.clone().unwrap_or_else(|| shared.config.namespace.clone());
     let mut set = wanted.tags.clone();
-    set.set(TagSource::Enforcer, host::tags(&shared.config, state.own.id().as_str()));
     let key = wanted.key.clone().unwrap_or_else(|| format!("user:{id}"));
+    let of_host = host::tags(&shared.config, state.own.id().as_str());
+    set.set(TagSource::Enforcer, host::tags_of(&key, of_host, state.own.id().name()));
     let carried = state.choose(&key, &name, &namespace, &set).map_err(invalid)?;
     let mut pu = LocalPu {
         index,
@@ -150,8 +151,11 @@ fn cgroup_id(shared: &Shared, path: &Path) -> Result<u64, AdminError> {
 
 /// Leads the kernel from the target to the PU.
 fn bind(shared: &Shared, index: u32) -> anyhow::Result<()> {
-    let Some(target) = shared.state().pus.get(&index).map(|pu| pu.target.clone()) else { return Ok(()) };
+    let Some((target, is_host)) = shared.state().pus.get(&index).map(|pu| (pu.target.clone(), pu.is_host())) else {
+        return Ok(());
+    };
     match target {
+        TargetDoc::Cgroup { .. } if is_host => host_pu::bind(shared, index)?,
         TargetDoc::Cgroup { path, id } | TargetDoc::Command { path, id } => {
             shared.maps.pu_cgroups.insert(&id, &index)?;
             refuse_foreign(&path)?;
@@ -277,10 +281,29 @@ pub(super) fn interface_gone(shared: &Shared, ifindex: u32) {
     }
 }
 
+/// Ends a PU: its flows are cut, its processes belong to the PU around it or are unmanaged.
 pub(super) fn end(shared: &Shared, index: u32) {
-    let Some(pu) = shared.state().forget_pu(index) else { return };
+    if let Some(pu) = give_up(shared, index) {
+        policy::cut_where(shared, Reason::Revoked, |flow| flow.pu == index);
+        tracing::info!(pu = %pu.name, "PU ended");
+    }
+}
+
+/// Ends a PU as if it had never been one: its connections go on.
+pub(super) fn let_go(shared: &Shared, index: u32) {
+    if let Some(pu) = give_up(shared, index) {
+        if let Err(error) = shared.maps.flows.retain(|_, flow| flow.pu != index) {
+            tracing::error!(%error, "flows of a PU that is none any more stay");
+        }
+        tracing::info!(pu = %pu.name, "no PU any more");
+    }
+}
+
+fn give_up(shared: &Shared, index: u32) -> Option<LocalPu> {
+    let pu = shared.state().forget_pu(index)?;
     shared.waiting.forget(index);
     match &pu.target {
+        TargetDoc::Cgroup { .. } if pu.is_host() => host_pu::release(shared, index),
         TargetDoc::Cgroup { path, .. } | TargetDoc::Command { path, .. } => {
             // Processes that remain belong to the PU around it, or are unmanaged: their sockets must not name a PU that
             // is gone.
@@ -303,8 +326,7 @@ pub(super) fn end(shared: &Shared, index: u32) {
             }
         }
     }
-    policy::cut_where(shared, Reason::Revoked, |flow| flow.pu == index);
-    tracing::info!(pu = %pu.name, "PU ended");
+    Some(pu)
 }
 
 impl State {
@@ -376,6 +398,9 @@ impl State {
                 complain("its cgroup", self.maps.pu_cgroups.remove(&id));
             }
             TargetDoc::Interface { index, .. } => complain("its interface", self.maps.pu_ifaces.remove(&index)),
+        }
+        if pu.is_host() {
+            complain("it as the host's PU", self.forget_host().map(|()| true));
         }
         self.announcing.remove(&index);
         complain("its description", self.maps.pu_docs.remove(index));

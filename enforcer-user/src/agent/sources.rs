@@ -37,7 +37,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) fn start(shared: &Arc<Shared>) -> anyhow::Result<Running> {
     let config = &shared.config;
     let root = config.cgroup_root()?;
-    let of_host = HostTags(host::tags(config, shared.state().own.id().as_str()));
+    let own = shared.state().own.id().clone();
+    let of_host = HostTags { tags: host::tags(config, own.as_str()), enforcer: own.name().into() };
     let mut extractors: Vec<Arc<dyn Extractor>> = vec![Arc::new(of_host), Arc::new(Attributes::new(&root))];
     extractors.extend(shared.facts.extractors());
     let pipeline = Arc::new(Pipeline::start(Arc::new(Sink(shared.clone())), extractors)?);

@@ -67,6 +67,13 @@ pub(super) struct LocalPu {
     pub created: u64,
 }
 
+impl LocalPu {
+    /// Whether it is the host itself.
+    pub fn is_host(&self) -> bool {
+        self.key == crate::workload::host::HOST_PU
+    }
+}
+
 /// All that changes, behind one lock.
 pub(super) struct State {
     pub own: OwnIdentity,
@@ -75,7 +82,10 @@ pub(super) struct State {
     pub pus: BTreeMap<u32, LocalPu>,
     pub identities: Identities,
     pub compiled: Compiled,
+    /// Those of the policy files.
     pub rules: Vec<Arc<PolicyRule>>,
+    /// Those of the enforcer itself, before all others.
+    pub builtin: Vec<Arc<PolicyRule>>,
     pub policy_files: Vec<PathBuf>,
     pub policy_error: Option<String>,
     /// The kernel could not be told all of the policy that was compiled last.
@@ -155,6 +165,7 @@ impl State {
         let mut compiled = Compiled::new(&[], Capabilities::default())?;
         compiled.advance(Moment::from_unix(clock::now()));
         let rotation = u32::try_from(config.identity.prekey_rotation.as_secs()).unwrap_or(u32::MAX / 4);
+        let builtin = super::host_pu::rules(config, own.id().name());
         Ok(Self {
             own,
             // A peer that met this enforcer just before a rotation keeps its session for one more interval.
@@ -164,6 +175,7 @@ impl State {
             identities: Identities::default(),
             compiled,
             rules: Vec::new(),
+            builtin,
             policy_files: Vec::new(),
             policy_error: None,
             unsettled: false,
@@ -390,7 +402,8 @@ pub(super) fn configure_datapath(config: &Config, writer: &mut ConfigWriter) -> 
     writer.update(|entry| {
         entry.agent_timeout_ns = timeout;
         entry.netns_cookie = namespace;
-        entry.flags = flags | (entry.flags & abi::CONFIG_HAS_PU);
+        // Bits of other parts.
+        entry.flags = flags | (entry.flags & (abi::CONFIG_HAS_PU | abi::CONFIG_HOST | abi::CONFIG_TRIAL));
         if entry.mark == 0 {
             // Neither the mark nor its variant for answers may be zero.
             entry.mark = rand::random::<u32>() | 1 << 31;

@@ -37,6 +37,7 @@ pub(super) fn status(shared: &Shared) -> Result<StatusView, MapWriteError> {
     let losses = shared.maps.stats.losses()?;
     let maps = fill(shared)?;
     let interfaces = interfaces(shared);
+    let trial_s = shared.trial.left();
     let state = shared.state();
     Ok(StatusView {
         ready: shared.ready.load(Ordering::Acquire),
@@ -54,6 +55,9 @@ pub(super) fn status(shared: &Shared) -> Result<StatusView, MapWriteError> {
             error: state.policy_error.clone(),
         },
         observed: state.observed.namespaces().map(ToString::to_string).collect(),
+        host_pu: state.host_pu().and_then(|index| Some(state.pus.get(&index)?.name.clone())),
+        management: if shared.config.host.managed { shared.config.host.management.clone() } else { Vec::new() },
+        trial_s,
         maps,
         facts: shared.facts.board().view(),
         hardening: shared.hardening.view(),
@@ -138,6 +142,7 @@ pub(super) fn pus(shared: &Shared) -> Vec<PuView> {
             namespace: pu.namespace.clone(),
             tags: listed(&pu.tags),
             target: match &pu.target {
+                TargetDoc::Cgroup { .. } if pu.is_host() => "host".into(),
                 TargetDoc::Cgroup { path, .. } => format!("cgroup {}", path.display()),
                 TargetDoc::Command { path, .. } => format!("command {}", path.display()),
                 TargetDoc::Interface { name, .. } => format!("interface {name}"),
@@ -225,8 +230,9 @@ pub(super) fn policy(shared: &Shared) -> PolicyView {
         files: state.policy_files.iter().map(|file| file.display().to_string()).collect(),
         error: state.policy_error.clone(),
         rules: state
-            .rules
+            .builtin
             .iter()
+            .chain(&state.rules)
             .map(|rule| RuleView {
                 name: rule.full_name(),
                 namespace: rule.namespace().to_string(),

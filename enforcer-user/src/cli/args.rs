@@ -27,6 +27,9 @@ pub(super) enum Command {
     Run {
         #[command(flatten)]
         config: ConfigArg,
+        /// Go back to what was in force before, unless `enforcer confirm` comes within this time, such as 60s. Exits with 5 then.
+        #[arg(long, value_name = "DURATION", value_parser = trial)]
+        confirm: Option<Duration>,
     },
     /// Before the network is up: load the programs, so that what is configured as `[[workload]]` is denied until an agent runs.
     ///
@@ -36,6 +39,8 @@ pub(super) enum Command {
         #[command(flatten)]
         config: ConfigArg,
     },
+    /// Keep what an agent started with `run --confirm` has put in force.
+    Confirm,
     /// Check a configuration file; with --json, print what would be in force.
     CheckConfig {
         #[command(flatten)]
@@ -337,6 +342,13 @@ pub(super) struct FlowsArgs {
     /// With --offline: the agent's configuration file.
     #[arg(long = "config", value_name = "FILE", default_value = DEFAULT_FILE, requires = "offline")]
     pub config: PathBuf,
+}
+
+/// How long a trial may take.
+fn trial(text: &str) -> Result<Duration, String> {
+    let length = humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 60s"))?;
+    let (shortest, longest) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
+    if (shortest..=longest).contains(&length) { Ok(length) } else { Err("must be between 1s and 1day".into()) }
 }
 
 pub(super) fn tag(text: &str) -> Result<(String, String), String> {

@@ -14,6 +14,9 @@ pub(super) const UNREACHABLE: u8 = 3;
 /// The configuration is invalid.
 pub(super) const CONFIG: u8 = 4;
 
+/// What the agent put in force was not confirmed, and is withdrawn.
+pub(super) const NOT_CONFIRMED: u8 = 5;
+
 /// A failed command.
 #[derive(Debug)]
 pub(super) struct Failure {

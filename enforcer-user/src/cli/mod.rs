@@ -1,7 +1,7 @@
 //! The command line: arguments in, tables or JSON out.
 //!
 //! Exit codes: 0 success; 1 the command failed, or `doctor` misses something needed; 2 wrong usage; 3 the agent cannot
-//! be reached; 4 the configuration is invalid. `exec` exits with its command's code, 128+n if signal n killed it, 125 if
+//! be reached; 4 the configuration is invalid; 5 `run --confirm` was not confirmed. `exec` exits with its command's code, 128+n if signal n killed it, 125 if
 //! the PU could not be made, 126 if the command cannot be run, 127 if it does not exist.
 
 mod args;
@@ -45,7 +45,8 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
     let mut out = Output::new(args.json);
     let socket = args.socket;
     match args.command {
-        Command::Run { config } => run::run(&config.file),
+        Command::Run { config, confirm } => run::run(&config.file, confirm),
+        Command::Confirm => run::confirm(&socket, &mut out),
         Command::Boot { config } => boot::run(&config.file, &mut out),
         Command::CheckConfig { config } => check_config::run(&config.file, &mut out),
         Command::Ca { command } => ca::run(command, &mut out),

@@ -1,17 +1,33 @@
 //! `enforcer run`
 
-use std::{path::Path, process::ExitCode};
+use std::{path::Path, process::ExitCode, time::Duration};
 
+use serde_json::json;
 use tracing_subscriber::EnvFilter;
 
-use super::Failure;
-use crate::config::{Config, Log, LogFormat};
+use super::{Failure, Output, failure::NOT_CONFIRMED, show::unexpected};
+use crate::{
+    admin::{Client, Request, Response},
+    agent::NotConfirmed,
+    config::{Config, Log, LogFormat},
+};
 
-pub(super) fn run(file: &Path) -> Result<ExitCode, Failure> {
+/// `enforcer confirm`
+pub(super) fn confirm(socket: &Path, out: &mut Output) -> Result<ExitCode, Failure> {
+    match Client::connect(socket)?.ask(&Request::Confirm)? {
+        Response::Done if out.is_json() => out.json(&json!({ "confirmed": true }))?,
+        Response::Done => out.line("confirmed: it stays in force")?,
+        other => return Err(unexpected(&other)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn run(file: &Path, confirm: Option<Duration>) -> Result<ExitCode, Failure> {
     let config = Config::load(file)?;
     log_to_stderr(&config.log)?;
-    match crate::agent::run(config) {
+    match crate::agent::run(config, confirm) {
         Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) if error.is::<NotConfirmed>() => Err(Failure::new(NOT_CONFIRMED, format!("{error:#}"))),
         Err(error) => Err(Failure::failed(format!("{error:#}"))),
     }
 }

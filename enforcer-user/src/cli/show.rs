@@ -195,6 +195,21 @@ fn print_status(status: &StatusView, out: &mut Output) -> Result<(), Failure> {
         policy.generation
     );
     out.line(format!("policy    {line}"))?;
+    if let Some(left) = status.trial_s {
+        let left = text::seconds(i64::try_from(left).unwrap_or(i64::MAX));
+        out.line(format!("trial     goes back in {left}, unless you run `enforcer confirm`"))?;
+    }
+    if let Some(host) = &status.host_pu {
+        let management = match status.management.as_slice() {
+            [] => "nothing (no management exemption)".to_owned(),
+            some => some.join(", "),
+        };
+        out.line(format!(
+            "host      is the PU {}; reachable whatever the policy says: {}",
+            printable(host),
+            printable(&management)
+        ))?;
+    }
     if !status.observed.is_empty() {
         out.line(format!("observed  {} (NOT enforced)", printable(&status.observed.join(" "))))?;
     }

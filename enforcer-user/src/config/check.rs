@@ -11,7 +11,8 @@ pub(super) fn check(config: &Config) -> Result<(), Problem> {
     names(config)?;
     identity(config)?;
     config.tags.check()?;
-    super::workload::check(&config.workload, &config.host)?;
+    super::workload::check(&config.workload)?;
+    config.host.check(config.datapath.unmanaged == super::Unmanaged::Deny)?;
     config.docker.check()?;
     config.containerd.check()?;
     config.cloud.check()?;

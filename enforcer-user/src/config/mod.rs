@@ -8,6 +8,7 @@ mod containers;
 mod error;
 mod feed;
 mod hardening;
+mod host;
 mod names;
 mod oidc;
 mod plugin;
@@ -32,6 +33,7 @@ pub use error::ConfigError;
 pub(crate) use error::plain as error_text;
 pub use feed::Feed;
 pub use hardening::Hardening;
+pub use host::{Exemption, Host};
 pub use names::Names;
 pub use oidc::Oidc;
 pub use plugin::Plugin;
@@ -39,7 +41,7 @@ pub use pod_tokens::PodTokens;
 pub use policy_text::{PolicyReadError, PolicyText};
 pub use records::{Observe, Records, rotated};
 pub use tags::Tags;
-pub use workload::{Host, Workload};
+pub use workload::Workload;
 
 /// Where the agent looks without `--config`.
 pub const DEFAULT_FILE: &str = "/etc/enforcer/enforcer.toml";

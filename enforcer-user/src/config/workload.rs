@@ -1,4 +1,4 @@
-//! `[[workload]]` and `[host]`: what becomes a PU by itself.
+//! `[[workload]]`: what becomes a PU by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,14 +28,6 @@ pub struct Workload {
     pub user: Option<String>,
     /// Command line by pattern, together with one of the three before.
     pub command: Option<String>,
-}
-
-/// `[host]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Host {
-    /// What is known of this host; every PU on it has these as `@host:KEY`.
-    pub tags: BTreeMap<String, Values>,
 }
 
 /// One value or several.
@@ -98,7 +90,7 @@ impl Workload {
 
 type Problem = (String, String);
 
-pub(super) fn check(workloads: &[Workload], host: &Host) -> Result<(), Problem> {
+pub(super) fn check(workloads: &[Workload]) -> Result<(), Problem> {
     for (number, workload) in workloads.iter().enumerate() {
         let at =
             |key: &str| if key.is_empty() { format!("workload.{number}") } else { format!("workload.{number}.{key}") };
@@ -110,7 +102,7 @@ pub(super) fn check(workloads: &[Workload], host: &Host) -> Result<(), Problem> 
         namespace(workload.namespace.as_deref()).map_err(|problem| (at("namespace"), problem))?;
         plain(&workload.tags).map_err(|(key, problem)| (at(&format!("tags.{key}")), problem))?;
     }
-    plain(&host.tags).map_err(|(key, problem)| (format!("host.tags.{key}"), problem))
+    Ok(())
 }
 
 fn namespace(namespace: Option<&str>) -> Result<(), String> {
@@ -118,7 +110,8 @@ fn namespace(namespace: Option<&str>) -> Result<(), String> {
     if good { Ok(()) } else { Err("must be an absolute path such as \"/acme/prod\", without empty segments".into()) }
 }
 
-fn plain(of: &BTreeMap<String, Values>) -> Result<(), (String, String)> {
+/// Tags that people may give; else the key and what is wrong with it.
+pub(super) fn plain(of: &BTreeMap<String, Values>) -> Result<(), (String, String)> {
     for (key, values) in tags(of) {
         if values.is_empty() {
             return Err((key, "has no value".into()));

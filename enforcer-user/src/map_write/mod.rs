@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use common::flow::{Flow, FlowKey};
+use common::host::Host;
 use common::identity::{ListenerKey, PeerAddr, PeerPu, Session, SessionPu};
 use common::workload::{CgroupPattern, FileKey, FileVerdict, Unsorted, Watch};
 
@@ -142,6 +143,8 @@ pub struct Maps {
     directory: PathBuf,
     /// cgroup id → PU.
     pub pu_cgroups: Table<u64, u32>,
+    /// The one entry of `HOST`.
+    pub host: Table<u32, Host>,
     /// Interface → PU.
     pub pu_ifaces: Table<u32, u32>,
     /// Listening address → PU.
@@ -186,6 +189,7 @@ impl Maps {
     pub fn open(directory: &Path) -> Result<Self, MapWriteError> {
         Ok(Self {
             pu_cgroups: Table::open(directory, "PU_CGROUPS")?,
+            host: Table::open(directory, "HOST")?,
             pu_ifaces: Table::open(directory, "PU_IFACES")?,
             pu_listeners: Table::open(directory, "PU_LISTENERS")?,
             pu_sockets: Sockets::open(directory)?,
@@ -205,6 +209,11 @@ impl Maps {
             stats: Stats::open(directory)?,
             directory: directory.to_owned(),
         })
+    }
+
+    /// The PU that whatever is in no other PU belongs to, 0 if there is none.
+    pub fn host_pu(&self) -> u32 {
+        self.host.get(&0).ok().flatten().map_or(0, |host| host.pu)
     }
 
     /// Where the maps are pinned.

@@ -1,6 +1,13 @@
 //! The HTTP endpoint: `GET /metrics`, `/healthz`, `/readyz`, and nothing else.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -54,6 +61,11 @@ impl MetricsServer {
     pub async fn bind(address: SocketAddr) -> Result<Self, MetricsError> {
         let listener = TcpListener::bind(address).await.map_err(|error| MetricsError { address, error })?;
         Ok(Self { listener })
+    }
+
+    /// Its socket.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 
     /// Where it listens.

@@ -21,8 +21,25 @@ pub(super) fn checks(file: &Path, loaded: &Result<Config, ConfigError>, config: 
         readable("certificate", "identity.certificate", &identity.certificate),
         private("key", &identity.key),
         policy(config),
+        host(config),
         agent(config),
     ]
+}
+
+fn host(config: &Config) -> Check {
+    let host = &config.host;
+    match (host.managed, host.management.is_empty()) {
+        (false, _) => Check::ok("host PU", "the host is not managed (`host.managed`)"),
+        (true, false) => {
+            Check::ok("host PU", format!("reachable whatever the policy says: {}", host.management.join(", ")))
+        }
+        (true, true) => Check::limited(
+            "host PU",
+            "`host.management` is empty",
+            "a mistake in the policy locks everybody out of this host",
+            "name how you administer it, such as \"tcp/22\"; or try every change with `enforcer run --confirm 60s`",
+        ),
+    }
 }
 
 fn readable(name: &str, key: &str, path: &Path) -> Check {

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{SockaddrStorage, getsockname, getsockopt, sockopt};
@@ -84,6 +85,77 @@ pub fn adopt(cgroup: &Path, pu: u32, sockets: &Sockets) -> Result<Adopted, Adopt
     match found.denied {
         Some((pid, source)) => Err(AdoptError::Denied { pid, source }),
         None => Ok(adopted),
+    }
+}
+
+/// Sockets of a part of the hierarchy that belong to no PU in it.
+pub struct Rest<'a> {
+    /// The mark they bear; 0: none.
+    pub from: u32,
+    /// The PU that is to have them; 0: none.
+    pub to: u32,
+    /// Network namespace by its cookie; sockets elsewhere are another's.
+    pub namespace: u64,
+    /// Whether a cgroup, by its id, is a PU or waits to be sorted out.
+    pub managed: &'a dyn Fn(u64) -> bool,
+}
+
+impl Rest<'_> {
+    /// Marks them, those of this process excepted; how many.
+    ///
+    /// # Errors
+    /// As [`adopt`]; processes that may not be looked into are logged and left.
+    pub fn adopt(&self, root: &Path, sockets: &Sockets) -> Result<usize, AdoptError> {
+        let mut marked = 0;
+        until_quiet(|| {
+            let now = self.pass(root, sockets)?;
+            marked += now;
+            Ok(now)
+        })?;
+        Ok(marked)
+    }
+
+    fn pass(&self, root: &Path, sockets: &Sockets) -> Result<usize, AdoptError> {
+        let mut marked = 0;
+        for pid in self.processes(root)? {
+            let Ok(pidfd) = sys::pidfd_open(pid) else { continue };
+            let descriptors = match socket_descriptors(pid) {
+                Ok(descriptors) => descriptors,
+                Err(error) => {
+                    tracing::warn!(process = pid, %error, "its sockets are not the host PU's");
+                    continue;
+                }
+            };
+            for (number, _) in descriptors {
+                let Ok(socket) = sys::pidfd_getfd(pidfd.as_fd(), number) else { continue };
+                let here = sys::socket_netns_cookie(socket.as_fd()).is_ok_and(|cookie| cookie == self.namespace);
+                if !is_internet(socket.as_fd()) || !here {
+                    continue;
+                }
+                if sockets.get(socket.as_fd())?.unwrap_or(0) == self.from {
+                    sockets.insert(socket.as_fd(), self.to)?;
+                    marked += 1;
+                }
+            }
+        }
+        Ok(marked)
+    }
+
+    fn processes(&self, root: &Path) -> Result<Vec<u32>, AdoptError> {
+        let failed = |source| AdoptError::Cgroup { path: root.to_owned(), source };
+        let mut all = pids(root).map_err(failed)?;
+        let mut waiting = children(root).map_err(failed)?;
+        while let Some(directory) = waiting.pop() {
+            if fs::metadata(&directory).is_ok_and(|meta| (self.managed)(meta.ino())) {
+                continue;
+            }
+            all.extend(pids(&directory).unwrap_or_default());
+            waiting.extend(children(&directory).unwrap_or_default());
+        }
+        all.sort_unstable();
+        all.dedup();
+        all.retain(|pid| *pid != std::process::id());
+        Ok(all)
     }
 }
 

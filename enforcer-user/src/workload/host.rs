@@ -14,17 +14,33 @@ pub fn tags(config: &Config, enforcer: &str) -> Tags {
     tags
 }
 
+/// The key of the host PU.
+pub const HOST_PU: &str = "host";
+
+/// As [`tags`], of the PU with this key: the host PU also says whose it is, as `@host:pu`.
+pub fn tags_of(key: &str, mut tags: Tags, enforcer: &str) -> Tags {
+    if key == HOST_PU {
+        tags.insert("@host:pu".into(), [enforcer.to_owned()].into());
+    }
+    tags
+}
+
 /// Gives them to PUs that had others from a former configuration.
 #[derive(Clone, Debug)]
-pub struct HostTags(pub Tags);
+pub struct HostTags {
+    /// Those of every PU.
+    pub tags: Tags,
+    /// The enforcer's name.
+    pub enforcer: String,
+}
 
 impl Extractor for HostTags {
     fn source(&self) -> TagSource {
         TagSource::Enforcer
     }
 
-    fn extract(&self, _: &KnownPu) -> anyhow::Result<Tags> {
-        Ok(self.0.clone())
+    fn extract(&self, pu: &KnownPu) -> anyhow::Result<Tags> {
+        Ok(tags_of(&pu.key, self.tags.clone(), &self.enforcer))
     }
 }
 

@@ -54,12 +54,12 @@ impl Finder {
         }
     }
 
-    /// The PU of the nearest cgroup that is one, or 0.
+    /// The PU of the nearest cgroup that is one, or the host's, or 0.
     pub(super) fn pu_around(&self, directory: &Path) -> u32 {
         let around = directory.ancestors().take_while(|around| around.starts_with(&self.place.root));
         let id = |around: &Path| std::fs::metadata(around).ok().map(|meta| meta.ino());
         let pu = |id: u64| self.maps.pu_cgroups.get(&id).ok().flatten().filter(|pu| *pu != PU_UNSORTED);
-        around.filter_map(id).find_map(pu).unwrap_or(0)
+        around.filter_map(id).find_map(pu).unwrap_or_else(|| self.maps.host_pu())
     }
 
     /// Looks at all cgroups: those nobody told of, and those that are gone.

@@ -152,7 +152,7 @@ impl Finder {
     fn release(&mut self, process: u32) {
         let members = self.group(process);
         self.forget(process);
-        let pu = self.place.cgroup_of(process).map_or(0, |cgroup| self.pu_around(&cgroup));
+        let pu = self.place.cgroup_of(process).map_or_else(|| self.maps.host_pu(), |cgroup| self.pu_around(&cgroup));
         sockets::mark(process, pu, Some(PU_UNSORTED), &self.maps.pu_sockets);
         // What it forked may have executed something else meanwhile.
         for member in members {

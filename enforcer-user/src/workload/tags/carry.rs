@@ -39,6 +39,9 @@ pub const CARRY_DEFAULT: &[&str] = &[
 /// that it changes only if what runs is another program.
 pub const CARRY_EXECUTED_DEFAULT: &[&str] = &["@sys:exe", "@sys:sha256", "@sys:user"];
 
+/// Says that a PU is a host itself, and which: always carried, for by it the enforcer's own rules know it.
+const HOST_PU_KEY: &str = "@host:pu";
+
 /// Patterns of keys that travel, in order of their importance.
 ///
 /// The first pattern that matches a key decides: `!PATTERN` keeps it on this host, any other lets it travel, and tells how
@@ -132,7 +135,7 @@ impl Carry {
             let Some(rank) = self.rank(&key) else { continue };
             let asked_for =
                 values.iter().flat_map(|value| set.sources(&key, value)).any(|source| source.is_mandatory());
-            if asked_for {
+            if asked_for || key == HOST_PU_KEY {
                 mandatory.insert(key, values);
             } else {
                 optional.insert((rank, key), values);
@@ -162,6 +165,9 @@ impl Carry {
 
     /// Place of the first pattern that matches, `None` if the key stays here.
     fn rank(&self, key: &str) -> Option<usize> {
+        if key == HOST_PU_KEY {
+            return Some(0);
+        }
         let first = self.0.iter().position(|pattern| {
             is_reserved(key) == is_reserved(&pattern.key) && glob(pattern.key.as_bytes(), key.as_bytes())
         })?;
