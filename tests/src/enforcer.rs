@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -105,10 +106,15 @@ impl Host {
 
     /// Starts the enforcer with the configuration it had; ends a running one first, gently.
     pub fn restart_enforcer(&self) -> Result<()> {
+        self.run_enforcer(&[])
+    }
+
+    /// The same, with further arguments of `enforcer run`.
+    pub fn run_enforcer(&self, args: &[&str]) -> Result<()> {
         self.stop_enforcer();
         let binary = text(enforcer_binary()?);
         let config = text(self.enforcer_config());
-        let mut process = self.spawn(&[binary.as_str(), "run", "--config", &config])?;
+        let mut process = self.spawn(&[&[binary.as_str(), "run", "--config", &config], args].concat())?;
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let status = self.enforcer(&["status", "--json"])?;
@@ -136,6 +142,20 @@ impl Host {
     pub fn kill9_enforcer(&self) -> Result<()> {
         let mut process = self.enforcer_slot().take().with_context(|| format!("{} runs no enforcer", self.name()))?;
         process.kill9()
+    }
+
+    /// Sends the enforcer a signal.
+    pub fn signal_enforcer(&self, signal: Signal) -> Result<()> {
+        let slot = self.enforcer_slot();
+        slot.as_ref().with_context(|| format!("{} runs no enforcer", self.name()))?.signal(signal)
+    }
+
+    /// Waits until the enforcer has ended by itself.
+    pub fn wait_for_enforcer(&self, limit: Duration) -> Result<ExitStatus> {
+        let mut slot = self.enforcer_slot();
+        let process = slot.as_mut().with_context(|| format!("{} runs no enforcer", self.name()))?;
+        let ended = process.wait(limit)?;
+        ended.with_context(|| format!("the enforcer of {} still runs:\n{}", self.name(), process.stderr()))
     }
 
     /// The process id of the enforcer, if one runs.

@@ -92,6 +92,12 @@ impl Host {
         self.0.place.netns.enter(listen)
     }
 
+    /// A connection of this process from the host, for a client that a test plays itself.
+    pub fn call(&self, to: &str) -> Result<std::net::TcpStream> {
+        let call = || std::net::TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"));
+        self.0.place.netns.enter(call)
+    }
+
     /// Gives the host other addresses, and lets every host of the lab notice at once.
     pub fn move_ip(&self, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
         self.0.place.netns.ip(&change_addresses(v4, v6))?;
