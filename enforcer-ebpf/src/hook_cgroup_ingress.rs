@@ -20,6 +20,7 @@ use crate::{
     cleared::cleared,
     emit::{At, Parties, config, refused},
     flow_table::{Lookup, coarse_now, find},
+    host::is_withdrawn,
     judge::rejudge,
     maps::JUDGED_SCRATCH,
     other_protocols::{hears_anyway, is_approved, judge_beside, judge_received, ports},
@@ -48,7 +49,7 @@ pub fn sock_ingress(ctx: SkBuffContext) -> i32 {
         }
         stored(full.cast()).unwrap_or(UNMANAGED)
     };
-    if pu == UNMANAGED {
+    if pu == UNMANAGED || is_withdrawn(pu) {
         return ALLOW;
     }
     let Some(config) = config() else { return REFUSE };
