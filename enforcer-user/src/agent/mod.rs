@@ -192,7 +192,7 @@ fn run_until_told(shared: &Arc<Shared>, policy_seen: upkeep::PolicyStamp) -> any
         move |held: &common::event::Held| contact::decide(&shared, &metrics, held)
     };
     let on_turn = {
-        let (hardening, turning) = (shared.hardening.clone(), shared.pulse.expect("handshakes", patience(&shared)));
+        let (hardening, turning) = (shared.hardening.clone(), shared.pulse.expect("handshakes", patience(shared)));
         let mut confined = false;
         move || {
             if !std::mem::replace(&mut confined, true) {
