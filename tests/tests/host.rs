@@ -210,7 +210,7 @@ fn what_nobody_confirms_goes_back_whether_or_not_the_agent_lives() -> Result<()>
     assert_eq!(ended.code(), Some(5), "{}", waits.enforcer_log());
     let log = waits.enforcer_log();
     ensure!(log.contains("not confirmed: everything is unloaded"), "{log}");
-    ensure!(!waits.bpffs().join("v1").exists(), "something is left of it");
+    ensure!(!waits.bpffs().join("v1").exists(), "something is left of it: {log}");
     for host in [&waits, &dies] {
         for to in at(host, WEB) {
             wait_for(&plain, &to, Outcome::Ok, Duration::from_secs(30))?;

@@ -61,7 +61,8 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
                     state.name_external(end);
                 }
                 let numbers: Vec<_> = state.compiled.rules().map(|(id, _)| id).collect();
-                (numbers, state.rules.clone(), state.compiled.now())
+                let rules: Vec<_> = state.builtin.iter().chain(&state.rules).cloned().collect();
+                (numbers, rules, state.compiled.now())
             };
             let rules = numbers.into_iter().zip(rules.iter().map(|rule| &**rule));
             let explained = policy::explain(rules, &subject, &object, protocol, port, now);

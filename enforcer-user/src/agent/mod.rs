@@ -210,7 +210,7 @@ fn run_until_told(shared: &Arc<Shared>, policy_seen: upkeep::PolicyStamp) -> any
         link_net::watch(move |change| upkeep::interface_changed(&shared, change)).context("watching interfaces")?
     };
     let sources = sources::start(shared).context("the sources of PUs")?;
-    export(shared, metrics)?;
+    let exporter = export(shared, metrics)?;
     let served = runtime.block_on(async {
         tokio::select! {
             served = serve(shared.clone()) => served,
@@ -219,6 +219,7 @@ fn run_until_told(shared: &Arc<Shared>, policy_seen: upkeep::PolicyStamp) -> any
             )),
         }
     });
+    drop(exporter);
     drop(sources);
     drop(watch);
     drop(upkeep);
@@ -329,17 +330,38 @@ fn patience(shared: &Shared) -> Duration {
 }
 
 /// Opens the metrics' endpoint and serves it in a thread of its own: it tells how the agent fares even if all else hangs.
-fn export(shared: &Shared, metrics: Arc<Metrics>) -> anyhow::Result<()> {
-    let Some(address) = shared.config.metrics_address() else { return Ok(()) };
+fn export(shared: &Shared, metrics: Arc<Metrics>) -> anyhow::Result<Option<Exporter>> {
+    let Some(address) = shared.config.metrics_address() else { return Ok(None) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let exporter = runtime.block_on(MetricsServer::bind(address))?;
-    host_pu::serves(shared, exporter.as_fd());
+    let server = runtime.block_on(MetricsServer::bind(address))?;
+    host_pu::serves(shared, server.as_fd());
     let hardening = shared.hardening.clone();
-    std::thread::Builder::new().name("metrics".into()).spawn(move || {
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new().name("metrics".into()).spawn(move || {
         hardening.confine("metrics", Files::Reading);
-        runtime.block_on(exporter.serve(metrics));
+        runtime.block_on(async {
+            tokio::select! {
+                () = server.serve(metrics) => {}
+                _ = stopped => {}
+            }
+        });
     })?;
-    Ok(())
+    Ok(Some(Exporter { stop: Some(stop), thread: Some(thread) }))
+}
+
+/// The thread that answers for metrics. It ends with this, because it has the agent behind it.
+struct Exporter {
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread of the metrics panicked");
+        }
+    }
 }
 
 /// Waits until a thread has ended that must not; its name.

@@ -15,9 +15,7 @@ use common::{
 };
 use policy::{Delta, IdentityId, Moment, PolicyRule};
 
-use super::{
-    Shared, clock, host_pu, last_good, names, policy_apply, state::State, trial, upkeep::policy_stamp,
-};
+use super::{Shared, clock, host_pu, last_good, names, policy_apply, state::State, trial, upkeep::policy_stamp};
 use crate::{
     config::{Config, PolicyText},
     handshake::build::{self, Toward},
