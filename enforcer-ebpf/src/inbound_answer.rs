@@ -74,6 +74,10 @@ fn examine(packet: &Packet, flow: &mut Flow) -> Next {
     if packet.tcp.flags & ACK == 0 || packet.tcp.ack != flow.local_isn.wrapping_add(1) {
         return next(Step::Drop, Reason::ReplyMac);
     }
+    // Of several servers that were shown one SYN only the first is answered: a CONFIRM for each would make many connections of one.
+    if flow.state == CONFIRMING && packet.tcp.seq != flow.peer_isn {
+        return next(Step::Drop, Reason::ReplyMac);
+    }
     let Some(option) = &packet.tcp.option else {
         let hello = flow.path == PATH_HELLO;
         let reason = if hello { Reason::PeerNoIdentity } else { Reason::IdentityMissing };

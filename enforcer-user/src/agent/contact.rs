@@ -13,7 +13,7 @@ use common::{
     identity::{PeerAddr, SessionPu},
 };
 
-use super::{Shared, clock, learn, state::State, updates, waiting};
+use super::{Shared, clock, learn, state::State, updates, upkeep, waiting};
 use crate::{
     handshake::{Frame, HandshakeError, LocalPu, Session, build, initiator, responder},
     identity::VerifiedCredential,
@@ -140,6 +140,10 @@ fn hello(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal>
         Some(ESTABLISHED | CUT) => return Ok(()),
         _ => {}
     }
+    // The kernel has let in another connection on this tuple meanwhile, and would not have held this one.
+    if present.is_some_and(|present| present.state == ESTABLISHED && !upkeep::is_closing(&present)) {
+        return Ok(());
+    }
     shared.maps.flows.insert(&held.key, &flow).map_err(|error| {
         tracing::warn!(%error, "a first contact found no room");
         Refusal { session: accept.session.index, identity, ..Reason::TableFull.into() }
@@ -177,7 +181,12 @@ fn hello_reply(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Re
     let state = &mut *guard;
     let port = held.key.remote_port;
     let verdict = judged(state, held, local.identity, identity, identity, port, reply.session.index)?;
-    if present.state == SYN_SENT {
+    // Looked at again: the kernel may have believed another answer meanwhile, or the PU have given up and begun anew.
+    let now_present = shared.maps.flows.get(&held.key).map_err(internal)?;
+    let waiting = now_present.filter(|now| {
+        (now.role, now.state, now.local_isn) == (CLIENT, SYN_SENT, present.local_isn) && now.pu == present.pu
+    });
+    if let Some(present) = waiting {
         let proven = reply.flow();
         let flow = Flow {
             state: proven.state,

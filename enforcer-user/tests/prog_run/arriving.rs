@@ -256,3 +256,35 @@ fn a_pair_never_judged_is_the_agents() {
         bench.finish();
     });
 }
+
+/// SipHash-2-4 as it runs in the kernel, against another implementation, which is held against the vector of its paper first.
+#[test]
+fn the_kernels_mac_is_siphash() {
+    use std::hash::Hasher;
+    let mut reference = siphasher::sip::SipHasher24::new_with_keys(0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908);
+    reference.write(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]);
+    assert_eq!(reference.finish(), 0xa129_ca61_49be_45e5);
+    isolated(|place| {
+        let bench = bench(place);
+        let [pu, peer, _] = families()[0];
+        let session = bench.maps.sessions.get(&SESSION).unwrap().unwrap();
+        let mut state = 1_u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state ^ state >> 33
+        };
+        for number in 0..500 {
+            let special = [0, u64::MAX, 1, 1 << 63];
+            let (k0, k1) = if number < 16 { (special[number % 4], special[number / 4]) } else { (next(), next()) };
+            let (isn, handle) = (next() as u32, next() as u16);
+            bench.maps.sessions.insert(&SESSION, &Session { key_in: MacKey { k0, k1 }, ..session }).unwrap();
+            let option = sealed(MacKey { k0, k1 }, RESUME, 0, handle, SESSION, (isn, 0, 0));
+            let syn = |option| Segment::syn(peer, pu, SPORT, PORT, isn).with(option).frame();
+            assert_eq!(bench.shield(&syn(option)), Pass, "{k0:x} {k1:x} {isn:x} {handle:x}");
+            let mut wrong = option;
+            wrong[12 + number % 8] ^= 1 << (next() % 8);
+            assert_eq!(bench.shield(&syn(wrong)), Drop, "{k0:x} {k1:x} {isn:x} {handle:x}");
+        }
+        bench.finish();
+    });
+}

@@ -192,6 +192,17 @@ fn the_answer_is_verified_and_confirmed() {
             assert_eq!((action, out), (Pass, good.frame()));
             let confirming = bench.maps.flows.get(&at).unwrap().unwrap();
             assert_eq!((confirming.state, confirming.rule, confirming.peer_isn), (CONFIRMING, ALLOW_RULE, PEER_ISN));
+
+            // The same once more is the stack's matter. Another server's, who was shown the same SYN, comes too late.
+            counting(&bench, &[], &[(RESUME_REPLY, IN)], || assert_eq!(bench.to(&good.frame()).0, Pass));
+            let other = sealed(KEY_IN, RESUME_REPLY, 0, PEER_HANDLE, SESSION, (PEER_ISN + 1, ISN, HANDLE));
+            let second = Segment { seq: PEER_ISN + 1, ..bare.clone() }.with(other).frame();
+            counting(&bench, &[(Reason::ReplyMac, IN)], &[], || assert_eq!(bench.to(&second).0, Drop));
+            let still = bench.maps.flows.get(&at).unwrap().unwrap();
+            assert_eq!(
+                (still.state, still.peer_isn, still.confirm_mac),
+                (CONFIRMING, PEER_ISN, confirming.confirm_mac)
+            );
             let ack = Segment {
                 source: pu,
                 target: peer,
