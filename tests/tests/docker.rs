@@ -226,9 +226,17 @@ fn further_networks_and_namespaces_that_are_shared() -> Result<()> {
     for container in [&server, &client] {
         stage.docker.docker(&["network", "connect", "two", &container.name])?.ok()?;
     }
-    // A SYN toward an interface that is not sorted out yet comes again after a second; here the time is judged.
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    stage.a.wait_for_pus(&["server", "client"])?;
+    // A running container is in a network it joins at once; here is judged what happens once its interface is sorted out.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        let pus = stage.a.pus()?;
+        let sorted = |app| pus.iter().filter(|pu| tags(pu, "app") == [app] && pu["incomplete"] == false).count() == 2;
+        if sorted("server") && sorted("client") {
+            break;
+        }
+        ensure!(std::time::Instant::now() < deadline, "{pus:?}\n{}", stage.why());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
     let second = format!("{}:8020", server.address(&stage.docker, "two")?);
     assert_allowed(&stage, &client, &second)?;
     let other = stage.docker.idle("other", &["--network", "two", "--label", "app=other"])?;
