@@ -364,7 +364,16 @@ impl<'a> World<'a> {
         let [sport, _] = [SPORT.to_be_bytes(), [0; 2]];
         let (ports, payload) = match protocol {
             17 => ((SPORT, port), [sport[0], sport[1], high, low, 0, 8, 0, 0]),
-            1 | 58 => ((port, port), [high, low, 0, 0, 0, 0, 0, 0]),
+            // An echo's identifier, here 0, is the port of the end that asks.
+            1 | 58 => {
+                let ports = match (protocol, high) {
+                    (1, 8) | (58, 128) => (0, port),
+                    (1, 0) => (u16::from_be_bytes([8, low]), 0),
+                    (58, 129) => (u16::from_be_bytes([128, low]), 0),
+                    _ => (port, port),
+                };
+                (ports, [high, low, 0, 0, 0, 0, 0, 0])
+            }
             _ => ((0, 0), [0; 8]),
         };
         let (local_port, remote_port) = if outbound { ports } else { (ports.1, ports.0) };

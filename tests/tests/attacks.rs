@@ -155,7 +155,7 @@ const PACKETS: &[(&str, &[&str])] = &[
     ("options_overrun", &["no_identity"]),
     ("long_header", &["malformed"]),
     ("extension_headers", &["extension_header", "malformed"]),
-    ("source_routing", &["no_identity"]),
+    ("source_routing", &["extension_header"]),
     ("land", &["no_identity"]),
     ("odd_flags", &["no_flow", "no_identity"]),
     ("datagrams", &["protocol_denied", "no_identity"]),

@@ -115,7 +115,8 @@ impl Raw {
         let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         // IPPROTO_RAW means: the IP header is ours, in IPv4 and IPv6 alike.
         let sender = raw_socket(family, Some(SockProtocol::Raw))?;
-        let receiver = raw_socket(family, Some(SockProtocol::Tcp))?;
+        // Who does not listen must not count as a listener.
+        let receiver = (self.wait > 0).then(|| raw_socket(family, Some(SockProtocol::Tcp))).transpose()?;
         let (mut sent, mut errno) = (0, 0);
         let target = SockaddrStorage::from(SocketAddr::new(to.ip(), 0));
         for _ in 0..self.count {
@@ -124,7 +125,7 @@ impl Raw {
                 Err(error) => errno = error as i32,
             }
         }
-        let answers = if self.wait > 0 { self.answers(&receiver, from, to)? } else { Vec::new() };
+        let answers = receiver.map_or(Ok(Vec::new()), |receiver| self.answers(&receiver, from, to))?;
         Ok(Report { sent, errno, answers })
     }
 
