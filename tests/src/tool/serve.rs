@@ -95,11 +95,17 @@ impl Server {
                     self.serve(event.data());
                 }
             }
-            if !self.log.is_empty() {
-                std::io::stdout().write_all(self.log.as_bytes())?;
-                self.log.clear();
-            }
+            self.tell()?;
         }
+    }
+
+    /// Writes the log as far as it goes.
+    fn tell(&mut self) -> std::io::Result<()> {
+        if !self.log.is_empty() {
+            std::io::stdout().write_all(self.log.as_bytes())?;
+            self.log.clear();
+        }
+        Ok(())
     }
 
     fn accept(&mut self, key: u64) {
@@ -136,6 +142,8 @@ impl Server {
     /// Reads and answers until nothing more is ready; whether the connection goes on.
     fn exchange(&mut self, connection: &mut Connection) -> std::io::Result<bool> {
         loop {
+            // Whoever has an answer finds in the log what it answers.
+            self.tell()?;
             while !connection.pending.is_empty() {
                 match connection.stream.write(&connection.pending) {
                     Ok(count) => drop(connection.pending.drain(..count)),
