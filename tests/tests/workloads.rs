@@ -259,12 +259,15 @@ fn every_tag_is_shown_with_its_source_and_reserved_keys_are_the_enforcers() -> R
     let stage = Stage::new("wide", |_| config)?;
     let unit = cgroup(&stage.a, "system.slice/web-1.service")?;
     let mut resident = unit.spawn(&["sleep", "60"])?;
-    stage
-        .wait_for("complete", |pus| pus.iter().any(|pu| pu["name"] == "web-1.service" && pu["incomplete"] == false))?;
+    let sleep = fs::canonicalize("/bin/sleep")?.display().to_string();
+    stage.wait_for("complete", |pus| {
+        // What was forked into the unit is this very program for a moment, until it executes another.
+        let executes = |pu: &Value| pu["tags"]["@sys:exe"] == serde_json::json!([sleep]);
+        pus.iter().any(|pu| pu["name"] == "web-1.service" && pu["incomplete"] == false && executes(pu))
+    })?;
     stage.assert_calls(&unit, "a unit with object attributes")?;
     let tags = stage.pu("web-1.service")?.context("no PU")?["all_tags"].clone();
     let find = |key: &str| tags.as_array().into_iter().flatten().find(|tag| tag["key"] == key).cloned();
-    let sleep = fs::canonicalize("/bin/sleep")?.display().to_string();
     let uid = "0".to_owned();
     for (key, value, source, carried) in [
         ("app", "client", "config", true),
