@@ -16,7 +16,7 @@ use super::rows::Rows;
 use crate::step;
 
 /// Rounds at most: one writes and reads some ten megabytes a dozen times.
-const MOST_ROUNDS: usize = 5;
+const MOST_ROUNDS: usize = 3;
 
 /// Milliseconds that `enforcer policy apply` takes for a whole policy and for one changed rule, and `policy explain`, on a
 /// running agent; and the agent's memory with it. A policy with an error in its last line must change nothing.

@@ -45,7 +45,7 @@ pub fn containers(plan: &Plan, rows: &mut Rows) -> Result<()> {
         engine.start("warm").with_context(|| engine.why())?;
     }
     let (mut plain, mut managed) = (Vec::new(), Vec::new());
-    for number in 0..(plan.rounds * plan.contacts).div_ceil(2) {
+    for number in 0..(plan.rounds * plan.contacts).div_ceil(4) {
         let name = format!("start{number}");
         plain.push(bare.start(&name)?);
         managed.push(enforced.start(&name).with_context(|| enforced.why())?);
