@@ -129,3 +129,12 @@ pub struct Flow {
     /// Last packet, coarse `CLOCK_MONOTONIC` nanoseconds.
     pub seen_ns: u64,
 }
+
+impl Flow {
+    /// Whether both ends have said that they are done, or one has broken off: the tuple may be used again.
+    #[inline(always)]
+    pub const fn is_over(&self) -> bool {
+        const BOTH: u8 = FLAG_FIN_IN | FLAG_FIN_OUT;
+        self.flags & FLAG_RST != 0 || self.flags & BOTH == BOTH
+    }
+}

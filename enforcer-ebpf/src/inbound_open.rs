@@ -5,10 +5,7 @@ use common::{
     abi::CONFIG_STRANGERS_REJECT,
     drop_reason::Reason,
     event::{HELD_HELLO, HELD_INCOMING, HELD_JUDGE},
-    flow::{
-        ESTABLISHED, FLAG_FIN_IN, FLAG_FIN_OUT, FLAG_LOG, FLAG_RST, Flow, PATH_EXTERNAL, PATH_RESUME, SERVER,
-        SYN_RECEIVED, SYN_SENT,
-    },
+    flow::{ESTABLISHED, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_RESUME, SERVER, SYN_RECEIVED, SYN_SENT},
     identity::{PeerPu, Pu, Session, SessionPu},
     verdict::position,
     wire::{DENY, HELLO, OptionBytes, RESUME, RETRY, Transcript, mac, sealed},
@@ -63,7 +60,7 @@ pub fn opened(packet: &Packet, pu: u32, existing: Option<&mut Flow>) -> i32 {
             account_in(flow, packet.tcp, packet.ctx.len());
             return PASS;
         }
-        if flow.state == ESTABLISHED && (flow.peer_isn == packet.tcp.seq || !is_over(flow)) {
+        if flow.state == ESTABLISHED && (flow.peer_isn == packet.tcp.seq || !flow.is_over()) {
             // The stack answers with a challenge; a client that really forgot the connection resets it and tries again.
             account_in(flow, packet.tcp, packet.ctx.len());
             return PASS;
@@ -82,12 +79,6 @@ pub fn opened(packet: &Packet, pu: u32, existing: Option<&mut Flow>) -> i32 {
         Outcome::Refuse => refuse(packet, parties, reason),
         Outcome::Retry => retry(packet, reason),
     }
-}
-
-/// Both ends have said that they are done, or one has broken off: the tuple may be used again.
-#[inline(always)]
-fn is_over(flow: &Flow) -> bool {
-    flow.flags & FLAG_RST != 0 || flow.flags & (FLAG_FIN_IN | FLAG_FIN_OUT) == FLAG_FIN_IN | FLAG_FIN_OUT
 }
 
 /// The very SYN that is being answered, once more. Entering it anew would forget the answer's sequence number.

@@ -13,7 +13,7 @@ use common::{
     identity::{PeerAddr, SessionPu},
 };
 
-use super::{Shared, clock, learn, state::State, updates, upkeep, waiting};
+use super::{Shared, clock, learn, state::State, updates, waiting};
 use crate::{
     handshake::{Frame, HandshakeError, LocalPu, Session, build, initiator, responder},
     identity::VerifiedCredential,
@@ -141,7 +141,7 @@ fn hello(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal>
         _ => {}
     }
     // The kernel has let in another connection on this tuple meanwhile, and would not have held this one.
-    if present.is_some_and(|present| present.state == ESTABLISHED && !upkeep::is_closing(&present)) {
+    if present.is_some_and(|present| present.state == ESTABLISHED && !present.is_over()) {
         return Ok(());
     }
     shared.maps.flows.insert(&held.key, &flow).map_err(|error| {

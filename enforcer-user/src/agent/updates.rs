@@ -16,7 +16,6 @@ use super::{
     contact::{Refusal, internal},
     policy,
     state::State,
-    upkeep::is_closing,
 };
 use crate::{
     handshake::{
@@ -105,7 +104,7 @@ fn tell(shared: &Shared) {
     let walked = shared.maps.flows.for_each(|key, flow| {
         let Some(&(handle, attempt)) = due.get(&flow.pu) else { return };
         // A client whose server has not said anything yet is CONFIRMING, for hours if need be.
-        let over = flow.flags & FLAG_CLOSED != 0 || is_closing(flow);
+        let over = flow.flags & FLAG_CLOSED != 0 || flow.is_over();
         let lives = matches!(flow.state, ESTABLISHED | CONFIRMING) && !over;
         if lives && flow.session != 0 && flow.local_handle != handle {
             let chosen = untold.entry((flow.pu, flow.session, flow.local_handle)).or_insert((*key, *flow));

@@ -13,10 +13,7 @@ use std::{
 
 use common::{
     event::EVENT_CUT,
-    flow::{
-        CUT, ESTABLISHED, FLAG_CLOSED, FLAG_FIN_IN, FLAG_FIN_OUT, FLAG_RST, FLAG_SOCKET, Flow, FlowKey, SYN_RECEIVED,
-        SYN_SENT,
-    },
+    flow::{CUT, ESTABLISHED, FLAG_CLOSED, FLAG_SOCKET, Flow, FlowKey, SYN_RECEIVED, SYN_SENT},
     identity::SessionPu,
 };
 
@@ -190,12 +187,6 @@ fn renew(shared: &Shared) {
     }
 }
 
-/// Whether both ends have said that the connection is over, or one has reset it.
-pub(super) fn is_closing(flow: &Flow) -> bool {
-    const BOTH: u8 = FLAG_FIN_IN | FLAG_FIN_OUT;
-    flow.flags & FLAG_RST != 0 || flow.flags & BOTH == BOTH
-}
-
 /// How long an entry without traffic is kept, by what it is.
 fn patience(key: &FlowKey, flow: &Flow) -> Option<Duration> {
     match flow.state {
@@ -208,7 +199,7 @@ fn patience(key: &FlowKey, flow: &Flow) -> Option<Duration> {
         _ if flow.flags & FLAG_CLOSED != 0 => Some(Duration::from_secs(5)),
         _ if flow.pu_ifindex == 0 && flow.flags & FLAG_SOCKET != 0 => None,
         // Behind a PU's own interface the end can be missed.
-        _ if flow.pu_ifindex != 0 && is_closing(flow) => Some(Duration::from_secs(60)),
+        _ if flow.pu_ifindex != 0 && flow.is_over() => Some(Duration::from_secs(60)),
         _ if flow.pu_ifindex != 0 => Some(Duration::from_secs(5 * 24 * 3600)),
         // The listener took no more: no socket came of it, and TCP has given it up.
         _ => Some(Duration::from_secs(135)),
