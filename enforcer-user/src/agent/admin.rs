@@ -61,7 +61,7 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
                     state.name_external(end);
                 }
                 let numbers: Vec<_> = state.compiled.rules().map(|(id, _)| id).collect();
-                let rules: Vec<_> = state.builtin.iter().chain(&state.rules).cloned().collect();
+                let rules: Vec<_> = state.rules_in_force().cloned().collect();
                 (numbers, rules, state.compiled.now())
             };
             let rules = numbers.into_iter().zip(rules.iter().map(|rule| &**rule));

@@ -41,11 +41,7 @@ pub fn boot(config: &Config) -> anyhow::Result<Booted> {
     let first = !config.pin_dir().exists();
     let booted = try_boot(config);
     if booted.is_err() && first {
-        let made = UnloadOptions {
-            bpffs: config.paths.bpffs.clone(),
-            tap: config.datapath.tap.clone(),
-            pu_cgroups: config.pu_cgroups().ok(),
-        };
+        let made = UnloadOptions::from(config);
         if let Err(error) = unload(&made) {
             tracing::debug!(%error, "a failed boot is not wholly undone");
         }

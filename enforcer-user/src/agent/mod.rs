@@ -123,11 +123,7 @@ impl Shared {
 pub fn run(config: Config, confirm: Option<Duration>) -> anyhow::Result<()> {
     let pins = config.pin_dir();
     let first = !pins.exists();
-    let made = UnloadOptions {
-        bpffs: config.paths.bpffs.clone(),
-        tap: config.datapath.tap.clone(),
-        pu_cgroups: config.pu_cgroups().ok(),
-    };
+    let made = UnloadOptions::from(&config);
     let ready = Arc::new(AtomicBool::new(false));
     let maps = pins.join("maps");
     let before = trial::Before::read(&maps);

@@ -200,6 +200,11 @@ impl State {
         })
     }
 
+    /// Rules of the enforcer itself, then those of the policy files, in the order in which they were compiled.
+    pub fn rules_in_force(&self) -> impl Iterator<Item = &Arc<PolicyRule>> {
+        self.builtin.iter().chain(&self.rules)
+    }
+
     /// Writes what the configuration says, and the session of this enforcer with itself.
     pub fn configure(&mut self, config: &Config) -> anyhow::Result<()> {
         let self_session = self.self_session()?;

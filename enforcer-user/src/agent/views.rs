@@ -230,9 +230,7 @@ pub(super) fn policy(shared: &Shared) -> PolicyView {
         files: state.policy_files.iter().map(|file| file.display().to_string()).collect(),
         error: state.policy_error.clone(),
         rules: state
-            .builtin
-            .iter()
-            .chain(&state.rules)
+            .rules_in_force()
             .map(|rule| RuleView {
                 name: rule.full_name(),
                 namespace: rule.namespace().to_string(),

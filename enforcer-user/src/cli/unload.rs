@@ -17,11 +17,7 @@ use crate::{
 /// Removes all that the agent of this configuration has put into the kernel and into /run. Repeating it is harmless.
 pub(super) fn run(file: &Path, out: &mut Output) -> Result<ExitCode, Failure> {
     let config = Config::load(file)?;
-    let options = UnloadOptions {
-        bpffs: config.paths.bpffs.clone(),
-        tap: config.datapath.tap.clone(),
-        pu_cgroups: config.pu_cgroups().ok(),
-    };
+    let options = UnloadOptions::from(&config);
     let unloaded = load::unload(&options).map_err(Failure::failed)?;
     remove_runtime_files(&config.paths.socket);
     if out.is_json() {

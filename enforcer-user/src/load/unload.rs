@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::interface::{CHAINS, TAP_INGRESS};
 use super::{LoadError, Pins, clsact, links, pins};
+use crate::config::Config;
 use crate::link_net::sysctl;
 use crate::tap::Tap;
 
@@ -18,6 +19,17 @@ pub struct UnloadOptions {
     pub tap: String,
     /// The directory the enforcer made its PUs' cgroups in; what is empty there is removed.
     pub pu_cgroups: Option<PathBuf>,
+}
+
+impl From<&Config> for UnloadOptions {
+    /// All that an agent of this configuration makes.
+    fn from(config: &Config) -> Self {
+        Self {
+            bpffs: config.paths.bpffs.clone(),
+            tap: config.datapath.tap.clone(),
+            pu_cgroups: config.pu_cgroups().ok(),
+        }
+    }
 }
 
 /// What was there to remove.
