@@ -1,6 +1,8 @@
 //! Facts that others vouch for, end to end: what the cloud, an issuer, a plugin and a feed say is judged by policy, changes while
 //! connections live, and is not believed from anybody else.
 
+mod issuer;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -10,9 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use ring::rand::SystemRandom;
-use ring::signature::{Ed25519KeyPair, KeyPair};
+use issuer::Issuer;
 use serde_json::{Value, json};
 use tests::{Host, Lab, Outcome, Proc, Workload};
 
@@ -22,30 +22,11 @@ const CHANGE: Duration = Duration::from_secs(2);
 /// The changed tags of a fact may take so long until the agent has them.
 const NOTICE: Duration = Duration::from_secs(3);
 
-/// An issuer of user tokens.
-struct Issuer(Ed25519KeyPair);
-
-impl Issuer {
-    fn new() -> Result<Self> {
-        let key = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).ok().context("a key")?;
-        Ok(Self(Ed25519KeyPair::from_pkcs8(key.as_ref()).ok().context("a key")?))
-    }
-
-    fn keys(&self) -> String {
-        let x = URL_SAFE_NO_PAD.encode(self.0.public_key().as_ref());
-        json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "1", "use": "sig", "x": x}]}).to_string()
-    }
-
-    /// A token that ends after `lifetime`.
-    fn token(&self, sub: &str, groups: &[&str], lifetime: Duration) -> Result<String> {
-        let end = (UNIX_EPOCH.elapsed()? + lifetime).as_secs();
-        let header = json!({"alg": "EdDSA", "kid": "1", "typ": "JWT"}).to_string();
-        let claims =
-            json!({"iss": "https://issuer.example", "aud": "enforcer", "sub": sub, "groups": groups, "exp": end});
-        let signed = [header, claims.to_string()].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
-        let signature = URL_SAFE_NO_PAD.encode(self.0.sign(signed.as_bytes()).as_ref());
-        Ok(format!("{signed}.{signature}"))
-    }
+/// A user's token that ends after `lifetime`.
+fn token(issuer: &Issuer, sub: &str, groups: &[&str], lifetime: Duration) -> Result<String> {
+    let end = (UNIX_EPOCH.elapsed()? + lifetime).as_secs();
+    Ok(issuer
+        .token(&json!({"iss": "https://issuer.example", "aud": "enforcer", "sub": sub, "groups": groups, "exp": end})))
 }
 
 /// The tags of a PU, flat.
@@ -178,10 +159,10 @@ fn a_session_has_what_its_token_proves_until_the_token_ends() -> Result<()> {
         a.workload_with(name, &["--as-user-file", &file.to_string_lossy()])
     };
     let forever = Duration::from_secs(600);
-    let ops = session("ops", &issuer.token("ann", &["ops", "dev"], forever)?)?;
+    let ops = session("ops", &token(&issuer, "ann", &["ops", "dev"], forever)?)?;
     expect_tags(a, "ops", &["@user:sub=ann", "@user:groups=dev", "@user:groups=ops"], &[])?;
     assert_eq!(stage.connect(&ops)?, ALLOWED);
-    let dev = session("dev", &issuer.token("bob", &["dev"], forever)?)?;
+    let dev = session("dev", &token(&issuer, "bob", &["dev"], forever)?)?;
     assert_eq!(stage.connect(&dev)?, DENIED, "another group");
 
     // Whoever did not get it from the issuer gets no session.
@@ -191,9 +172,9 @@ fn a_session_has_what_its_token_proves_until_the_token_ends() -> Result<()> {
         ensure!(output.stderr.contains(words), "{:?} lacks {words:?}", output.stderr);
         Ok(())
     };
-    let forged = forger.token("root", &["ops"], forever)?;
+    let forged = token(&forger, "root", &["ops"], forever)?;
     refused(&["--as-user", &forged], "wrong signature")?;
-    let old = issuer.token("ann", &["ops"], Duration::ZERO)?;
+    let old = token(&issuer, "ann", &["ops"], Duration::ZERO)?;
     refused(&["--as-user", &old], "expired")?;
     refused(&["--as-user", "no.token"], "no signed JSON Web Token")?;
     refused(&["--tag", "@user:groups=ops"], "@user:groups")?;
@@ -203,7 +184,7 @@ fn a_session_has_what_its_token_proves_until_the_token_ends() -> Result<()> {
     assert_eq!(errors(a, "oidc", "malformed")?, 1);
 
     // By the environment, of which the command does not see the token.
-    let good = issuer.token("eve", &["ops"], forever)?;
+    let good = token(&issuer, "eve", &["ops"], forever)?;
     let script = format!(
         "ENFORCER_USER_TOKEN='{good}' exec {} exec --socket {} --name env -- sh -c 'env; sleep infinity'",
         tests::enforcer_binary()?.display(),
@@ -217,7 +198,7 @@ fn a_session_has_what_its_token_proves_until_the_token_ends() -> Result<()> {
     // It ends with the token: live connections at both ends, and new ones.
     let lifetime = Duration::from_secs(8);
     let begun = Instant::now();
-    let brief = session("brief", &issuer.token("ann", &["ops"], lifetime)?)?;
+    let brief = session("brief", &token(&issuer, "ann", &["ops"], lifetime)?)?;
     let mut held = stage.hold(&brief)?;
     ensure!(begun.elapsed() < lifetime, "the machine was too slow to connect before the token ended");
     stage.expect_cut(&mut held, begun + lifetime + CHANGE)?;
@@ -227,7 +208,7 @@ fn a_session_has_what_its_token_proves_until_the_token_ends() -> Result<()> {
 
     // An agent that was away meanwhile takes them away when it is back.
     let begun = Instant::now();
-    let away = session("away", &issuer.token("ann", &["ops"], Duration::from_secs(5))?)?;
+    let away = session("away", &token(&issuer, "ann", &["ops"], Duration::from_secs(5))?)?;
     expect_tags(a, "away", &["@user:sub=ann"], &[])?;
     a.kill9_enforcer()?;
     std::thread::sleep(Duration::from_secs(5).saturating_sub(begun.elapsed()));
@@ -257,7 +238,7 @@ fn a_log_in_shell_runs_as_its_user_in_a_session() -> Result<()> {
     let a = &stage.a;
     let passwd = a.directory().join("passwd");
     fs::write(&passwd, "root:x:0:0::/root:/bin/sh\ntester:x:12345:12345::/tmp:/bin/sh\n")?;
-    let token = issuer.token("ann", &["ops"], Duration::from_secs(600))?;
+    let token = token(&issuer, "ann", &["ops"], Duration::from_secs(600))?;
     // As sudo would call it, in a mount namespace in which that user exists.
     let login = |uid: &str, token: &str, says: &str| {
         let script = format!(

@@ -3,6 +3,8 @@
 mod cri;
 mod events;
 mod front;
+#[path = "../issuer/mod.rs"]
+mod issuer;
 mod kubernetes;
 mod pods;
 mod stage;

@@ -3,15 +3,12 @@
 use std::fs;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, ensure};
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::rand::SystemRandom;
-use ring::signature::{Ed25519KeyPair, KeyPair};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tests::Outcome;
 
 use super::cri::Pod;
+use super::issuer::Issuer;
 use super::stage::{IDLE, Stage};
 
 const POLICY: &str = "name: pods
@@ -111,7 +108,7 @@ fn namespace_and_service_account() -> Result<()> {
     stage.follow(&stage.containerd.socket(), &config)?;
     let pod = Pod::new("client", "shop", &[("app", "client"), ("@k8s:namespace", "kube-system")]);
     let thief = Pod::new("thief", "shop", &[("app", "client"), ("io.kubernetes.pod.serviceaccount", "seller")]);
-    let token = issuer.token(&pod, "seller");
+    let token = token(&issuer, &pod, "seller");
     for pod in [&pod, &thief] {
         let volume = stage.a.directory().join("kubelet/pods").join(&pod.uid);
         let volume = volume.join("volumes/kubernetes.io~projected/kube-api-access-abcde");
@@ -143,36 +140,17 @@ fn namespace_and_service_account() -> Result<()> {
 
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
-/// Signs tokens as an API server does.
-struct Issuer(Ed25519KeyPair);
-
-impl Issuer {
-    fn new() -> Result<Self> {
-        let key = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).ok().context("a key")?;
-        Ok(Self(Ed25519KeyPair::from_pkcs8(key.as_ref()).ok().context("a key")?))
-    }
-
-    fn keys(&self) -> String {
-        let x = URL_SAFE_NO_PAD.encode(self.0.public_key().as_ref());
-        json!({"keys": [{"kty": "OKP", "kid": "api", "crv": "Ed25519", "use": "sig", "x": x}]}).to_string()
-    }
-
-    /// The token of a pod with this service account.
-    fn token(&self, pod: &Pod, account: &str) -> String {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let claims = json!({
-            "iss": ISSUER, "aud": [ISSUER], "iat": now, "nbf": now, "exp": now + 3607,
-            "sub": format!("system:serviceaccount:{}:{account}", pod.namespace),
-            "kubernetes.io": {
-                "namespace": pod.namespace, "pod": {"name": pod.name, "uid": pod.uid},
-                "serviceaccount": {"name": account, "uid": "1"},
-            },
-        });
-        let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let signed = format!("{}.{}", part(json!({"alg": "EdDSA", "kid": "api"})), part(claims));
-        let signature = URL_SAFE_NO_PAD.encode(self.0.sign(signed.as_bytes()));
-        format!("{signed}.{signature}")
-    }
+/// The token of a pod with this service account, as an API server signs it.
+fn token(issuer: &Issuer, pod: &Pod, account: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    issuer.token(&json!({
+        "iss": ISSUER, "aud": [ISSUER], "iat": now, "nbf": now, "exp": now + 3607,
+        "sub": format!("system:serviceaccount:{}:{account}", pod.namespace),
+        "kubernetes.io": {
+            "namespace": pod.namespace, "pod": {"name": pod.name, "uid": pod.uid},
+            "serviceaccount": {"name": account, "uid": "1"},
+        },
+    }))
 }
 
 fn ids(pus: &[Value]) -> Vec<String> {
