@@ -18,4 +18,17 @@ impl Dice {
     pub fn below(&mut self, bound: usize) -> usize {
         (self.roll() % bound.max(1) as u64) as usize
     }
+
+    /// One of these.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn choose<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len())]
+    }
+
+    /// Whether one throw in `of` hits.
+    pub fn one_in(&mut self, of: usize) -> bool {
+        self.below(of) == 0
+    }
 }

@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use clap::Args;
 use serde::Serialize;
-use tests::Outcome;
+use tests::{Dice, Outcome};
 
 use crate::step;
 use leaks::Leaks;
 use stage::{Call, Stage};
-use world::{Dice, World};
+use world::World;
 
 /// How long to endure.
 #[derive(Args)]
@@ -89,7 +89,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     ensure!(options.minutes > 0.0, "--minutes must be above zero");
     let begin = Instant::now();
     let end = begin + Duration::from_secs_f64(options.minutes * 60.0);
-    let mut dice = Dice::new(options.seed);
+    let mut dice = Dice(options.seed);
     let mut stage = Stage::set(&mut dice)?;
     let mut totals = Totals::default();
     let mut mistakes = Vec::new();
@@ -149,7 +149,10 @@ fn judge(trouble: Trouble, worlds: &[World], call: &Call, totals: &mut Totals, m
         (Trouble::Loss, Outcome::Timeout) => totals.lost += call.count,
         _ => {
             totals.wrong += call.count;
-            mistakes.push(format!("{trouble:?}: {call:?}, verdicts {verdicts:?}"));
+            let Call { from, to, outcome, count, slowest_micros } = call;
+            mistakes.push(format!(
+                "{trouble:?}: {count} from {from} to {to} ended as {outcome:?}, the slowest after {slowest_micros} µs; verdicts {verdicts:?}"
+            ));
         }
     }
 }

@@ -11,8 +11,8 @@ mod outcome;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -251,12 +251,9 @@ fn lines_of(child: &mut Child) -> mpsc::Receiver<String> {
 }
 
 /// Runs every measurement once, shortly: it succeeds if each of the promised rows has a value.
-fn bench(enforcer: &PathBuf) -> Result<Outcome> {
+fn bench(enforcer: &Path) -> Result<Outcome> {
     step::say("bench --smoke …");
-    let mut command = Command::new(workspace::own_program()?);
-    workspace::clean(&mut command);
-    let command = command.args(["bench", "--smoke"]).env("ENFORCER_BIN", enforcer).stdin(Stdio::null());
-    let output = command.output().context("bench: cannot be started")?;
+    let output = own(enforcer, &["bench", "--smoke"])?;
     if output.status.success() {
         return Ok(Outcome { passed: 1, ..Outcome::default() });
     }
@@ -265,13 +262,10 @@ fn bench(enforcer: &PathBuf) -> Result<Outcome> {
 }
 
 /// Endures each kind of trouble once: it succeeds if no verdict was wrong and nothing leaked.
-fn soak(enforcer: &PathBuf) -> Result<Outcome> {
+fn soak(enforcer: &Path) -> Result<Outcome> {
     let began = Instant::now();
     step::say("soak, each trouble once …");
-    let mut command = Command::new(workspace::own_program()?);
-    workspace::clean(&mut command);
-    let command = command.args(["soak", "--minutes", "0.1"]).env("ENFORCER_BIN", enforcer).stdin(Stdio::null());
-    let output = command.output().context("soak: cannot be started")?;
+    let output = own(enforcer, &["soak", "--minutes", "0.1"])?;
     let text = String::from_utf8_lossy(&output.stdout);
     step::say(format!("{} ({:.1} s)", text.lines().next().unwrap_or("soak: nothing"), began.elapsed().as_secs_f64()));
     if output.status.success() {
@@ -281,18 +275,19 @@ fn soak(enforcer: &PathBuf) -> Result<Outcome> {
     Ok(Outcome::failure("a verdict was wrong, or something leaked"))
 }
 
-/// Runs the demo as a newcomer does and judges its document, not only its exit code.
-fn demo(enforcer: &PathBuf) -> Result<Outcome> {
-    let began = Instant::now();
-    step::say("demo …");
+/// Runs another of these commands to its end, with this `enforcer`.
+fn own(enforcer: &Path, args: &[&str]) -> Result<Output> {
     let mut command = Command::new(workspace::own_program()?);
     workspace::clean(&mut command);
-    let output = command
-        .args(["demo", "--json"])
-        .env("ENFORCER_BIN", enforcer)
-        .stdin(Stdio::null())
-        .output()
-        .context("demo: cannot be started")?;
+    command.args(args).env("ENFORCER_BIN", enforcer).stdin(Stdio::null());
+    command.output().with_context(|| format!("{}: cannot be started", args.join(" ")))
+}
+
+/// Runs the demo as a newcomer does and judges its document, not only its exit code.
+fn demo(enforcer: &Path) -> Result<Outcome> {
+    let began = Instant::now();
+    step::say("demo …");
+    let output = own(enforcer, &["demo", "--json"])?;
     let outcome = outcome::of_demo(&output.stdout, output.status.success());
     step::say(format!("demo: {outcome} in {:.1} s", began.elapsed().as_secs_f64()));
     if !outcome.good() {

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tests::{Calls, Host, Lab, Outcome, Proc, Server, Workload};
+use tests::{Calls, Dice, Host, Lab, Outcome, Proc, Server, Workload};
 
 use super::Trouble;
 use super::leaks::{self, Leaks, Size};
-use super::world::{self, Dice, World};
+use super::world::{self, World};
 
 const HOSTS: [&str; 3] = ["a", "b", "c"];
 const WORKLOADS: u16 = 4;
@@ -22,13 +22,11 @@ const PATIENCE: &str = "4000";
 const SETTLED: Duration = Duration::from_millis(2500);
 
 /// Connections of one PU to another that ended alike.
-#[derive(Debug)]
 pub struct Call {
     pub from: String,
     pub to: String,
     pub outcome: Outcome,
     pub count: u64,
-    #[allow(dead_code, reason = "shown with a mistake")]
     pub slowest_micros: u64,
 }
 

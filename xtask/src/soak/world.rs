@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
 use policy::{Action, Identity, Moment, Namespace, PolicyRule, PortRange, RuleId, evaluate, parse_file};
+use tests::Dice;
 
 const APPS: [&str; 3] = ["web", "api", "db"];
 const STAGES: [&str; 2] = ["prod", "dev"];
@@ -12,35 +13,6 @@ const PORTS: std::ops::Range<u16> = 8001..8007;
 
 /// Tags of one PU.
 pub type Tags = BTreeMap<&'static str, &'static str>;
-
-/// A reproducible source of chance (SplitMix64).
-pub struct Dice(u64);
-
-impl Dice {
-    /// Dice that fall the same way for the same seed.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// A number below `limit`.
-    pub fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) % limit as u64) as usize
-    }
-
-    /// One of these.
-    pub fn choose<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len())]
-    }
-
-    /// Whether one throw in `of` hits.
-    pub fn one_in(&mut self, of: usize) -> bool {
-        self.below(of) == 0
-    }
-}
 
 /// Everything a verdict depends on.
 #[derive(Clone)]
