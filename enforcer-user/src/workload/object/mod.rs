@@ -42,13 +42,14 @@ pub const CHANGING: [&str; 9] = [
 #[derive(Debug, Default)]
 pub struct Attributes {
     hashes: HashCache,
+    listening: listening::Listening,
     cgroup_root: Option<std::path::PathBuf>,
 }
 
 impl Attributes {
     /// For cgroups below `root`, whose part of a PU's path names its systemd unit.
     pub fn new(root: &Path) -> Self {
-        Self { hashes: HashCache::default(), cgroup_root: Some(root.to_owned()) }
+        Self { cgroup_root: Some(root.to_owned()), ..Self::default() }
     }
 
     /// The tags of one process.
@@ -75,7 +76,7 @@ impl Attributes {
             Err(_) if start_time(main.pid) != Some(main.started) => return Err(NotYet.into()),
             Err(error) => return Err(error.into()),
         };
-        let ports = listening::ports(&processes);
+        let ports = self.listening.ports(&processes);
         if !ports.is_empty() {
             tags.insert("@sys:listen".into(), ports);
         }
