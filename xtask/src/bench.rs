@@ -1,4 +1,4 @@
-//! Measurements against a bare veth, nftables and NFQUEUE.
+//! Measurements against a bare veth, nftables, NFQUEUE, Nebula and wireguard-go.
 //!
 //! Whatever is compared runs at the same time on the same machine, slice by slice in turn, so that both sides of a pair see
 //! the same weather. `docs/benchmarks.md` says what each row means.
@@ -10,6 +10,7 @@ mod large;
 mod pairs;
 mod profile;
 mod rows;
+mod tunnels;
 mod workloads;
 
 use std::env;
@@ -52,7 +53,7 @@ enum Group {
     Enforced,
     /// 10, 1,000 and 100,000 rules
     Rules,
-    /// nftables and NFQUEUE against a bare veth
+    /// nftables, NFQUEUE, Nebula and wireguard-go against a bare veth
     Others,
     /// The compiler of policies
     Compile,

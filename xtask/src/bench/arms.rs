@@ -2,10 +2,13 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tests::{Attempt, Host, Lab, Load, Place, Proc, Workload, lab_tool};
+
+use super::tunnels;
 
 /// Where echo servers listen.
 pub const ECHO: u16 = 8020;
@@ -63,6 +66,10 @@ pub enum Guard {
     Nftables(usize),
     /// Every SYN waits for a program's verdict, at the client's host and at the server's.
     Nfqueue,
+    /// A tunnel by Nebula, AES-256-GCM.
+    Nebula,
+    /// A tunnel by wireguard-go.
+    Wireguard,
 }
 
 /// A client and a server, and what is between them.
@@ -72,6 +79,8 @@ pub struct Arm {
     pub a: Host,
     /// The host with the server.
     pub b: Host,
+    /// Where the client finds the server.
+    server: Ipv4Addr,
     client: Workload,
     _processes: Vec<Proc>,
     _server: Workload,
@@ -88,6 +97,7 @@ impl Arm {
         let (a, b) = (lab.host("a")?, lab.host("b")?);
         join(&a, &b)?;
         let mut processes = Vec::new();
+        let mut server_address = b.v4();
         match guard {
             Guard::None => {}
             Guard::Enforcer(rules) => {
@@ -110,6 +120,8 @@ impl Arm {
                     host.exec(&rule)?.ok()?;
                 }
             }
+            Guard::Nebula => (server_address, processes) = tunnels::nebula(&a, &b)?,
+            Guard::Wireguard => (server_address, processes) = tunnels::wireguard(&a, &b)?,
         }
         let workload = |host: &Host, name: &str, tags: &[&str]| match guard {
             Guard::Enforcer(_) => host.workload(name, tags),
@@ -123,7 +135,8 @@ impl Arm {
             process.wait_for_line("READY", Duration::from_secs(5))?;
             processes.push(process);
         }
-        let arm = Self { name, a, b, client, _processes: processes, _server: server, _lab: lab };
+        let arm =
+            Self { name, a, b, server: server_address, client, _processes: processes, _server: server, _lab: lab };
         // First contact, and whatever else happens only once.
         arm.load("crr", Duration::from_millis(20), &[])?;
         Ok(arm)
@@ -140,7 +153,7 @@ impl Arm {
     /// It cannot be started, or fails.
     pub fn load(&self, kind: &str, length: Duration, args: &[&str]) -> Result<Load> {
         let port = if kind == "stream" { SINK } else { ECHO };
-        let (to, seconds) = (self.b.socket_v4(port), length.as_secs_f64().to_string());
+        let (to, seconds) = (self.socket(port), length.as_secs_f64().to_string());
         let mut line = vec![kind, to.as_str(), "--seconds", &seconds];
         if kind == "crr" {
             line.extend(["--close", "fin"]);
@@ -149,12 +162,16 @@ impl Arm {
         self.client.exec_within(&pinned(&line)?, length + Duration::from_secs(30))?.json()
     }
 
+    fn socket(&self, port: u16) -> String {
+        format!("{}:{port}", self.server)
+    }
+
     /// One connection that stays open until the process is dropped.
     ///
     /// # Errors
     /// The process cannot be started, or does not connect.
     pub fn hold(&self, port: u16) -> Result<Proc> {
-        let mut process = self.client.spawn_tool(&["hold", &self.b.socket_v4(port)])?;
+        let mut process = self.client.spawn_tool(&["hold", &self.socket(port)])?;
         process.wait_for_line("READY", Duration::from_secs(5))?;
         Ok(process)
     }
@@ -164,7 +181,7 @@ impl Arm {
     /// # Errors
     /// The process cannot be started. A connection that fails is an answer.
     pub fn connect(&self) -> Result<Attempt> {
-        self.client.connect(&self.b.socket_v4(ECHO), &[])
+        self.client.connect(&self.socket(ECHO), &[])
     }
 }
 

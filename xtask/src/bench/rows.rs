@@ -53,6 +53,8 @@ const PROMISED: &[&str] = &[
     "crr_nftables_1000",
     "crr_nftables_10000",
     "crr_nfqueue",
+    "crr_nebula",
+    "crr_wireguard_go",
     "start_bare_ms",
     "pu_start_exec_ms",
     "pu_start_exec_ms_p99",
