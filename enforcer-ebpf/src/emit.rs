@@ -16,7 +16,7 @@ use common::{
 use crate::{
     flow_table::coarse_now,
     maps::{BUDGET_SCRATCH, CONFIG, HANDSHAKE_STATS, HANDSHAKES, LOSS_STATS, REASON_STATS, TELEMETRY},
-    packet::raw,
+    packet::{bounded, raw},
 };
 
 /// The configuration; every program needs it first.
@@ -223,10 +223,7 @@ pub fn hold(ctx: &TcContext, key: &FlowKey, what: &Hold) -> Result<(), Reason> {
     if now.wrapping_sub(config.heartbeat_ns) > config.agent_timeout_ns && now > config.heartbeat_ns {
         return Err(Reason::AgentDown);
     }
-    let len = core::hint::black_box(ctx.len());
-    if len < 1 || len > FRAME_MAX as u32 {
-        return Err(Reason::Malformed);
-    }
+    let len = bounded(ctx.len(), FRAME_MAX as u32).ok_or(Reason::Malformed)?;
     let Some(mut entry) = HANDSHAKES.reserve(0) else {
         count(abi::LOSS_HANDSHAKE_RING);
         return Err(Reason::RingFull);

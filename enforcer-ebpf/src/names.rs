@@ -16,7 +16,7 @@ use crate::{
     attribute::Source,
     emit::{config, count, now, within},
     maps::{HANDSHAKES, NAMES_SCRATCH},
-    packet::raw,
+    packet::{bounded, raw},
 };
 
 /// The port of DNS over UDP and TCP.
@@ -59,10 +59,8 @@ pub fn show(ctx: &TcContext, key: &FlowKey, pu: u32, kind: u32, source: Source) 
             break;
         }
         let rest = total - offset;
-        let len = core::hint::black_box(if rest > FRAME_MAX as u32 { FRAME_MAX as u32 } else { rest });
-        if len < 1 || len > FRAME_MAX as u32 {
-            return false;
-        }
+        let part = if rest > FRAME_MAX as u32 { FRAME_MAX as u32 } else { rest };
+        let Some(len) = bounded(part, FRAME_MAX as u32) else { return false };
         let Some(mut entry) = HANDSHAKES.reserve(0) else {
             count(LOSS_NAMES);
             return false;

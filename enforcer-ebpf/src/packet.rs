@@ -462,6 +462,14 @@ pub fn is_to_many(ctx: &TcContext, ip: &Ip) -> bool {
     first & 0xf0 == 0xe0 || last == 0xff && (first == 0xff || first == 0x7f)
 }
 
+/// A length of 1 to `max` bytes, in a form in which every kernel's verifier sees both bounds: older ones (6.1) do not learn that what is not zero is at
+/// least one.
+#[inline(always)]
+pub fn bounded(len: u32, max: u32) -> Option<u32> {
+    let less = core::hint::black_box(len.wrapping_sub(1));
+    if less >= max { None } else { Some(less + 1) }
+}
+
 /// The context as helpers want it.
 #[inline(always)]
 pub fn raw(ctx: &TcContext) -> *mut c_void {

@@ -18,7 +18,7 @@ use common::{
     wire::{CREDENTIAL_MAX, OPTION_LEN, OptionBytes},
 };
 
-use crate::packet::{ETH_LEN, Ip, Tcp, raw};
+use crate::packet::{ETH_LEN, Ip, Tcp, bounded, raw};
 
 const OPTION: u32 = OPTION_LEN as u32;
 const MAX_HEADER: u32 = 60;
@@ -150,10 +150,7 @@ pub fn append(ctx: &TcContext, ip: &Ip, credential: &Credential) -> Result<(), R
 
 #[inline(always)]
 fn store_credential(ctx: &TcContext, ip: &Ip, at: u32, credential: &Credential) -> Result<(), Reason> {
-    let len = core::hint::black_box(credential.len);
-    if len < 1 || len > CREDENTIAL_MAX as u32 {
-        return Err(Reason::NoCredential);
-    }
+    let len = bounded(credential.len, CREDENTIAL_MAX as u32).ok_or(Reason::NoCredential)?;
     // SAFETY: `len` bytes of the map value are readable; the kernel checks the packet's bounds.
     if unsafe { bpf_skb_store_bytes(ctx.skb.skb, at, credential.bytes.as_ptr().cast::<c_void>(), len, 0) } != 0 {
         return Err(Reason::Internal);

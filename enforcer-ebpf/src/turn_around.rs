@@ -114,8 +114,16 @@ const PLAIN_HEADER: u32 = 20;
 
 /// Turns a segment into the reset its sender accepts (RFC 9293 section 3.10.7), with `option`, which is for a sender that
 /// writes such options itself. Nothing of what it carried comes back: a stack does not take a reset with malformed options.
-#[inline(never)]
+#[inline(always)]
 pub fn into_reset(ctx: &TcContext, ip: &Ip, tcp: &Tcp, option: Option<&OptionBytes>) -> Result<(), Reason> {
+    // One after the other, not one from within the other: older kernels (6.1) round each frame up to 32 bytes of stack.
+    swap_ends(ctx, ip, tcp)?;
+    reset_in_place(ctx, ip, tcp, option)
+}
+
+/// A segment whose ends are swapped becomes the reset.
+#[inline(never)]
+fn reset_in_place(ctx: &TcContext, ip: &Ip, tcp: &Tcp, option: Option<&OptionBytes>) -> Result<(), Reason> {
     let header = if option.is_some() { PLAIN_HEADER + OPTION_LEN as u32 } else { PLAIN_HEADER };
     let end = ip.l4 + header;
     // SAFETY: a helper call on our own context.
@@ -129,7 +137,6 @@ pub fn into_reset(ctx: &TcContext, ip: &Ip, tcp: &Tcp, option: Option<&OptionByt
         load(ctx, ip.l4 + PLAIN_HEADER, &mut old)?;
         overwrite(ctx, ip, ip.l4 + PLAIN_HEADER, &old, new)?;
     }
-    swap_ends(ctx, ip, tcp)?;
     // Payload of a SYN is a credential, of which the sender's stack knows nothing.
     let sent = if tcp.flags & SYN != 0 { 1 } else { tcp.payload + (tcp.flags & FIN != 0) as u32 };
     set_header_length(ctx, ip, header)?;

@@ -115,7 +115,8 @@ impl Host {
         let binary = text(enforcer_binary()?);
         let config = text(self.enforcer_config());
         let mut process = self.spawn(&[&[binary.as_str(), "run", "--config", &config], args].concat())?;
-        let deadline = Instant::now() + Duration::from_secs(30);
+        // The kernel verifies the programs meanwhile: a second here, half a minute where the processor is emulated.
+        let deadline = Instant::now() + Duration::from_secs(180);
         loop {
             let status = self.enforcer(&["status", "--json"])?;
             if serde_json::from_str::<serde_json::Value>(&status.stdout).is_ok_and(|answer| answer["ready"] == true) {

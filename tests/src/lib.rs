@@ -34,6 +34,7 @@ pub mod segment;
 mod tiers;
 pub mod tool;
 mod traffic;
+mod vm;
 mod web;
 mod workload;
 
@@ -52,5 +53,6 @@ pub use process::{Output, Place, Proc};
 pub use segment::Segment;
 pub use tiers::Tiers;
 pub use traffic::{Attempt, Calls, Listener, Load, Outcome, Server, ServerEvent, Talk, lab_tool, use_lab_tool};
+pub use vm::{GuestKernel, GuestOutput};
 pub use web::Web;
 pub use workload::Workload;

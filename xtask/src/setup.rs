@@ -1,5 +1,7 @@
 //! Prepares a machine that has only Rust: says what is there, installs what is not, and tells plainly what it cannot do.
 
+mod older_kernel;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
@@ -64,6 +66,8 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { command: "redis-server", package: "redis-server", why: "a real application" },
     Tool { command: "nmap", package: "nmap", why: "scans" },
     Tool { command: "atk6-firewall6", package: "thc-ipv6", why: "attempts to get round filters of IPv6" },
+    Tool { command: "qemu-system-x86_64", package: "qemu-system-x86", why: "an older kernel, emulated" },
+    Tool { command: "depmod", package: "kmod", why: "the older kernel's modules" },
 ];
 
 /// Applets that the demo's workloads are made of; Debian's plain `busybox` lacks some.
@@ -81,10 +85,21 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Err(_) if !options.check => Ok(()),
         _ => ebpf_toolchain(options.check),
     };
+    let older = match &tools {
+        Ok(()) if options.tests => older_kernel::unpack(options.check),
+        _ => Ok(()),
+    };
+    if let (Err(error), false) = (&older, options.check) {
+        // One test needs it, and fails without.
+        step::say(format!("no older kernel: {error:#}"));
+    }
     report_kernel();
     match (tools, toolchain) {
         (Err(tools), Err(toolchain)) => bail!("{tools:#}\n{toolchain:#}"),
         (tools, toolchain) => tools.and(toolchain)?,
+    }
+    if options.check {
+        older?;
     }
     step::say("this machine is ready: `cargo xtask demo` shows the product, `cargo xtask test` judges it");
     Ok(ExitCode::SUCCESS)
