@@ -43,11 +43,11 @@ reasons! {
     CertificateUsage = 14, "certificate_usage", "The peer's certificate may not be used for this purpose.", "Issue enforcer certificates with `enforcer ca issue`.";
     CertificateName = 15, "certificate_name", "The peer's certificate names no enforcer.", "Issue enforcer certificates with `enforcer ca issue`.";
     ProfileMismatch = 16, "profile_mismatch", "A Trust Profile contradicts its certificate or its packet.", "Look for an attack.";
-    ResumeMac = 17, "resume_mac", "A known session's connection attempt carries a wrong MAC.", "Look for forged packets.";
+    ResumeMac = 17, "resume_mac", "A known session's connection attempt carries a wrong MAC.", "Look for forged packets, or for a middlebox that rewrites sequence numbers.";
     UnknownSession = 18, "unknown_session", "The peer named a session this host does not know; it was asked to start over.", "Nothing: the peer sends its credential at once.";
     UnknownHandle = 19, "unknown_handle", "The peer named a PU this host does not know; it was asked to start over.", "Nothing: the peer sends its credential at once.";
-    ReplyMac = 20, "reply_mac", "The answer's MAC is wrong or belongs to another connection.", "Look for forged or replayed packets.";
-    ConfirmMac = 21, "confirm_mac", "The confirmation's MAC is wrong or belongs to another connection.", "Look for forged or replayed packets.";
+    ReplyMac = 20, "reply_mac", "The answer's MAC is wrong or belongs to another connection.", "Look for forged or replayed packets, or for a middlebox that rewrites sequence numbers.";
+    ConfirmMac = 21, "confirm_mac", "The confirmation's MAC is wrong or belongs to another connection.", "Look for forged or replayed packets, or for a middlebox that rewrites sequence numbers.";
     Unconfirmed = 22, "unconfirmed", "A segment came before the connection was confirmed.", "Nothing if rare (reordering): TCP sends it again.";
     NoFlow = 23, "no_flow", "A segment belongs to no authenticated connection.", "Nothing if rare (late segments); connections older than their PU must be opened again.";
     ForgedByPu = 24, "forged_by_pu", "A PU tried to write identity itself.", "Look at that PU: it holds CAP_NET_RAW and forges packets.";
@@ -76,6 +76,7 @@ reasons! {
     PuIncomplete = 47, "pu_incomplete", "Not all tags of the PU are known yet.", "Look in the log for the source that is late; `tags.wait` is how long a first connection waits.";
     UpdateVoid = 48, "update_void", "A message about changed tags is forged, damaged, or older than what is known.", "Look for an attack; one that was only late comes again.";
     OtherListener = 49, "other_listener", "A program of sockets that share a port chose another one than the PU's that was judged.", "Share ports within one PU only, or take the program off the group (SO_DETACH_REUSEPORT_BPF).";
+    HelloUnanswered = 80, "hello_unanswered", "A first contact was sent three times and nothing came back. It goes on trying.", "See whether the peer is up. If it answers others, look for a middlebox that drops SYNs with data or with options it does not know.";
 }
 
 #[cfg(test)]
@@ -83,11 +84,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_dense_and_fit_the_option() {
-        for (index, reason) in ALL.iter().enumerate() {
-            assert_eq!(*reason as usize, index);
-            assert_eq!(Reason::from_number(index as u16), Some(*reason));
+    fn numbers_ascend_and_fit_the_option() {
+        assert!(ALL.windows(2).all(|two| two[0] < two[1]));
+        for reason in ALL {
+            assert_eq!(Reason::from_number(*reason as u16), Some(*reason));
         }
-        assert!(ALL.len() < 128);
+        assert!(ALL.iter().all(|reason| (*reason as u16) < 128));
     }
 }

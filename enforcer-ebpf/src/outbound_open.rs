@@ -22,6 +22,10 @@ use crate::{
     rewrite::{attach, make_room},
 };
 
+/// How often a first contact is sent before it is told that nothing answers: two packets in a row are lost now and then, and the agent may keep the
+/// first for a second.
+const UNANSWERED: u64 = 3;
+
 /// Interface index of the loopback device in every network namespace.
 pub const LOOPBACK: u32 = 1;
 
@@ -210,6 +214,9 @@ fn depart(
                 flow.session = session;
             }
             account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
+            if path == PATH_HELLO && flow.state == SYN_SENT && flow.packets_out == UNANSWERED {
+                unanswered(packet, flow);
+            }
         }
         None => enter(packet.key, |flow| {
             start(packet, flow, pu, info);
@@ -225,6 +232,13 @@ fn depart(
     attach(packet.ctx, packet.ip, header, option, credential)?;
     count_handshake(option.packet_type(), false);
     Ok(())
+}
+
+/// Said once for each attempt: paths on which a SYN with data is lost look like this, and like peers that are down.
+#[inline(never)]
+fn unanswered(packet: &Packet, flow: &Flow) {
+    let at = At { role: CLIENT, inbound: false, by_peer: false };
+    refused(packet.key, &Parties::of(flow), Reason::HelloUnanswered, at);
 }
 
 /// Whether this SYN is sent again: its answer may be with the agent this very moment, so the flow is not entered anew.
