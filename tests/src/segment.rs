@@ -120,6 +120,16 @@ impl Segment {
         self.header[8..12].copy_from_slice(&ack.to_be_bytes());
     }
 
+    /// The window, as it stands there.
+    pub fn window(&self) -> u16 {
+        u16::from_be_bytes([self.header[14], self.header[15]])
+    }
+
+    /// The two bits of explicit congestion notification in the network header (RFC 3168 section 5).
+    pub fn congestion(&self) -> u8 {
+        if self.is_v6() { self.network[1] >> 4 & 3 } else { self.network[1] & 3 }
+    }
+
     /// The flags byte.
     pub fn flags(&self) -> u8 {
         self.header[13]
