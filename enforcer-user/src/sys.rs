@@ -3,6 +3,8 @@
 //! Layouts follow `union bpf_attr` of `include/uapi/linux/bpf.h`; only fields up to the last one used are passed, which the
 //! kernel accepts by design (it takes the missing rest as zero).
 
+mod raw;
+
 use std::ffi::CString;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
@@ -11,6 +13,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use aya::Pod;
+
+pub(crate) use raw::RawMap;
 
 const BPF_MAP_LOOKUP_ELEM: u32 = 1;
 const BPF_MAP_UPDATE_ELEM: u32 = 2;

@@ -1,13 +1,14 @@
 //! A host's enforcer: configured, started, killed, asked.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{getsockopt, sockopt};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -167,6 +168,21 @@ impl Host {
     /// What the enforcer logged since it was last started.
     pub fn enforcer_log(&self) -> String {
         self.enforcer_slot().as_ref().map(crate::Proc::stderr).unwrap_or_default()
+    }
+
+    /// The process id of the agent that answers, whoever started it.
+    pub fn agent_pid(&self) -> Result<u32> {
+        let stream = std::os::unix::net::UnixStream::connect(self.enforcer_socket()).context("no agent answers")?;
+        let peer = getsockopt(&stream, sockopt::PeerCredentials)?;
+        Ok(u32::try_from(peer.pid())?)
+    }
+
+    /// Runs `enforcer upgrade` of this binary on the host, with further arguments.
+    pub fn upgrade_enforcer(&self, binary: &Path, args: &[&str]) -> Result<Output> {
+        let (binary, config) = (text(binary.to_owned()), text(self.enforcer_config()));
+        let own = text(enforcer_binary()?);
+        let line = [own.as_str(), "upgrade", "--binary", &binary, "--config", &config];
+        self.exec_within(&[&line[..], args].concat(), Duration::from_secs(60))
     }
 
     /// Runs `enforcer ARGS --socket <the host's>` on the host.

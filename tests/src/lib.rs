@@ -52,7 +52,9 @@ pub use pair::Pair;
 pub use process::{Output, Place, Proc};
 pub use segment::Segment;
 pub use tiers::Tiers;
-pub use traffic::{Attempt, Calls, Listener, Load, Outcome, Server, ServerEvent, Talk, lab_tool, use_lab_tool};
+pub use traffic::{
+    Attempt, Calls, Listener, Load, Outcome, Server, ServerEvent, Talk, Transferred, lab_tool, use_lab_tool,
+};
 pub use vm::{GuestKernel, GuestOutput};
 pub use web::Web;
 pub use workload::Workload;

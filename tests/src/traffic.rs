@@ -81,6 +81,23 @@ pub struct Load {
     pub p99_micros: f64,
 }
 
+/// What became of the connections of `lab-tool transfer`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Transferred {
+    /// Connections that were made.
+    pub open: u64,
+    /// Those that ended before they were told to.
+    pub lost: u64,
+    /// Bytes sent.
+    pub sent: u64,
+    /// Bytes that came back.
+    pub echoed: u64,
+    /// Those of them that were not what was sent.
+    pub wrong: u64,
+    /// Bytes that came back on the connection that got fewest.
+    pub least: u64,
+}
+
 /// How the connections of one caller to one address ended (`lab-tool calls`).
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Calls {

@@ -11,6 +11,7 @@ mod pairs;
 mod profile;
 mod rows;
 mod tunnels;
+mod upgrade;
 mod workloads;
 
 use std::env;
@@ -63,6 +64,8 @@ enum Group {
     Workloads,
     /// A large policy on a running agent
     Large,
+    /// New connections while the enforcer is upgraded
+    Upgrade,
 }
 
 /// Runs the measurements and prints them.
@@ -106,6 +109,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     if chosen(Group::Large) {
         large::apply(&plan, &sizes, &tools, &mut rows)?;
+    }
+    if chosen(Group::Upgrade) {
+        upgrade::upgrade(&plan, sizes.live, &mut rows)?;
     }
     print!("{}", rows.table());
     if options.only.is_empty() {

@@ -64,6 +64,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { command: "wireguard-go", package: "wireguard-go", why: "an overlay we are measured against" },
     Tool { command: "wg", package: "wireguard-tools", why: "sets up wireguard-go" },
     Tool { command: "redis-server", package: "redis-server", why: "a real application" },
+    Tool { command: "faketime", package: "faketime", why: "a clock that jumps, for one process" },
     Tool { command: "nmap", package: "nmap", why: "scans" },
     Tool { command: "atk6-firewall6", package: "thc-ipv6", why: "attempts to get round filters of IPv6" },
     Tool { command: "qemu-system-x86_64", package: "qemu-system-x86", why: "an older kernel, emulated" },

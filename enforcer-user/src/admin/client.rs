@@ -79,6 +79,13 @@ impl Client {
         Ok(client)
     }
 
+    /// The process at the other end, as the kernel vouches; none if it lives in another PID namespace.
+    pub fn agent_pid(&self) -> Option<u32> {
+        let stream = self.stream.get_ref();
+        let peer = nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials).ok()?;
+        u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0)
+    }
+
     /// Asks once.
     ///
     /// # Errors

@@ -52,6 +52,8 @@ pub enum Request {
     },
     /// What is on trial stays.
     Confirm,
+    /// End, because a successor is about to go on (root only).
+    HandOver,
     /// Forget sessions and caches, so that the next contact is a first contact.
     Forget {
         /// The enforcer to forget; every one if left out.
@@ -164,7 +166,7 @@ pub enum Response {
     },
     /// To [`Request::Observe`]: the namespaces now in observe mode.
     Observed(Vec<String>),
-    /// To [`Request::Confirm`], [`Request::PuRemove`] and [`Request::PuRelease`].
+    /// To [`Request::Confirm`], [`Request::HandOver`], [`Request::PuRemove`] and [`Request::PuRelease`].
     Done,
 }
 

@@ -103,6 +103,7 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
             tracing::info!(uid = caller.uid, pid = ?caller.pid, "asked to confirm");
             super::trial::confirm(shared).map(|()| Response::Done)
         }
+        Request::HandOver => super::hand_over::begin(shared, caller).map(|()| Response::Done),
         Request::Observe { namespace, on } => {
             super::observe::switch(shared, caller, namespace, on).map(Response::Observed)
         }

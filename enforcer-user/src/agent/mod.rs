@@ -9,6 +9,7 @@ mod adopt;
 mod boot;
 mod clock;
 mod contact;
+mod hand_over;
 mod host_pu;
 mod last_good;
 mod learn;
@@ -50,7 +51,10 @@ use crate::{
     hardening::{Files, Hardening},
     identity::Verifier,
     link_net,
-    load::{Interfaces, Kernel, LoadError, LoadOptions, MapSizes, UnloadOptions, XdpMode, require_bpffs, unload},
+    load::{
+        Fit, Interfaces, Kernel, LoadError, LoadOptions, MapSizes, UnloadOptions, XdpMode, require_bpffs, roll_back,
+        unload,
+    },
     map_write::Maps,
     metrics::{Metrics, MetricsServer, RuleVerdicts},
     pulse::Pulse,
@@ -61,6 +65,7 @@ use crate::{
 };
 
 pub use boot::{Booted, boot};
+use hand_over::HandOver;
 use names::NameTable;
 pub(crate) use offline::flows as offline_flows;
 use state::State;
@@ -85,6 +90,7 @@ pub(crate) struct Shared {
     kernel: Mutex<Kernel>,
     waiting: Waiting,
     trial: Trial,
+    hand_over: HandOver,
     // Weak, because it has the agent behind it.
     pipeline: OnceLock<Weak<Pipeline>>,
     hardening: Arc<Hardening>,
@@ -113,27 +119,56 @@ impl Shared {
     }
 }
 
+/// How an agent is started.
+#[derive(Default)]
+pub struct Start {
+    /// Everything goes back unless somebody confirms within that time; the error then is [`NotConfirmed`].
+    pub confirm: Option<Duration>,
+    /// Another agent still runs: this is called when all is prepared that can be without ending it, and the start goes on
+    /// once it has ended.
+    pub prepared: Option<Box<dyn Fn()>>,
+}
+
+/// Whether an agent of this configuration could take over what is in force; changes nothing.
+///
+/// # Errors
+/// What would keep it from starting.
+pub fn check(config: &Config) -> anyhow::Result<Fit> {
+    state::own_identity(config)?;
+    crate::workload::finder::check(config)?;
+    // An agent would start with the copy of the last good policy: better than none, but no reason to begin with it.
+    policy::Rules::read(&config.policy.paths)?;
+    Ok(Kernel::check(&load_options(config)?)?)
+}
+
 /// Runs the agent until it is told to stop. What it put into the kernel stays in force.
 ///
 /// # Errors
 /// What kept it from starting: configuration, keys, policy, or the kernel. A first start that fails leaves nothing in
-/// the kernel; one that followed on another leaves in force what that had made.
-///
-/// With `confirm`, everything goes back unless somebody confirms within that time; the error then is [`NotConfirmed`].
-pub fn run(config: Config, confirm: Option<Duration>) -> anyhow::Result<()> {
+/// the kernel; one that followed on another puts back in force what that had made.
+pub fn run(config: Config, start: Start) -> anyhow::Result<()> {
     let pins = config.pin_dir();
     let first = !pins.exists();
     let made = UnloadOptions::from(&config);
     let ready = Arc::new(AtomicBool::new(false));
     let maps = pins.join("maps");
     let before = trial::Before::read(&maps);
-    let ran = start_and_serve(config, ready.clone(), confirm);
+    let ran = start_and_serve(config, ready.clone(), start);
     let not_confirmed = ran.as_ref().err().and_then(|error| error.downcast_ref::<NotConfirmed>());
     if not_confirmed.is_some_and(|trial| trial.all) {
         undo(&made);
     }
     if let Some(before) = before.filter(|_| ran.is_err() && not_confirmed.is_none() && !ready.load(Ordering::Acquire)) {
         before.restore(&maps);
+    }
+    // Where another agent runs, this one has changed nothing.
+    let busy = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(LoadError::Busy { .. }));
+    if ran.as_ref().is_err_and(|error| !busy(error)) && !first && !ready.load(Ordering::Acquire) {
+        match roll_back(&made.bpffs) {
+            Ok(true) => tracing::warn!("the programs of the former agent are in force again"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "what was in force before is not wholly put back"),
+        }
     }
     // One that was ready has enforced something: that stays in force however it ended.
     if ran.is_err() && first && !ready.load(Ordering::Acquire) && pins.exists() {
@@ -156,12 +191,12 @@ fn undo(made: &UnloadOptions) {
     }
 }
 
-fn start_and_serve(config: Config, ready: Arc<AtomicBool>, confirm: Option<Duration>) -> anyhow::Result<()> {
+fn start_and_serve(config: Config, ready: Arc<AtomicBool>, begin: Start) -> anyhow::Result<()> {
     let policy_seen = upkeep::policy_stamp(&config.policy.paths);
     // Mounting takes a capability that nothing later does.
     require_bpffs(&config.pin_dir())?;
     let hardening = Hardening::begin(&config);
-    let shared = start(config, hardening, ready, confirm)?;
+    let shared = start(config, hardening, ready, begin)?;
     let served = run_until_told(&shared, policy_seen);
     let served = match (trial::withdraw(&shared), served) {
         (Some(not_confirmed), Ok(())) => Err(not_confirmed.into()),
@@ -169,6 +204,10 @@ fn start_and_serve(config: Config, ready: Arc<AtomicBool>, confirm: Option<Durat
         (None, served) => served,
     };
     upkeep::write_records(&shared, true);
+    // What the kernel holds for a successor waits for it; if none comes, the last sign of life grows old.
+    if shared.hand_over.is_asked() {
+        return served;
+    }
     if let Err(error) = shared.state().config.leave() {
         tracing::warn!(%error, "the kernel was not told that the agent ends");
     }
@@ -223,23 +262,18 @@ fn run_until_told(shared: &Arc<Shared>, policy_seen: upkeep::PolicyStamp) -> any
 }
 
 /// Everything up to readiness: keys and policy first, so that a mistake there changes nothing in the kernel.
-fn start(
-    config: Config,
-    hardening: Hardening,
-    ready: Arc<AtomicBool>,
-    confirm: Option<Duration>,
-) -> anyhow::Result<Arc<Shared>> {
+fn start(config: Config, hardening: Hardening, ready: Arc<AtomicBool>, begin: Start) -> anyhow::Result<Arc<Shared>> {
     let (identity, verifier) = state::own_identity(&config)?;
     crate::workload::finder::check(&config)?;
     let enforced_before = config.pin_dir().join("maps/CONFIG").exists();
     let beginning = policy::begin(&config, enforced_before)?;
     let first = !config.pin_dir().exists();
-    let kernel = Kernel::open(&load_options(&config)?)?;
+    let kernel = Kernel::begin(&load_options(&config)?, begin.prepared.as_deref())?;
     let maps = Arc::new(Maps::open(&kernel.pins().maps)?);
     let tap = Tap::open(&config.datapath.tap)?;
     let names = Arc::new(NameTable::default());
     let mut state = State::new(&config, identity, maps.clone(), names.clone())?;
-    let trial = state.begin_trial(&config, confirm, first)?;
+    let trial = state.begin_trial(&config, begin.confirm, first)?;
     state.configure(&config)?;
     let (rules, problem) = match beginning {
         policy::Beginning::Policy(rules) => (Some(rules), None),
@@ -278,6 +312,7 @@ fn start(
         verifier: Mutex::new(verifier),
         waiting: Waiting::default(),
         trial: Trial::new(trial),
+        hand_over: HandOver::default(),
         pipeline: OnceLock::new(),
         hardening,
         pulse: Pulse::default(),
@@ -387,6 +422,9 @@ async fn serve(shared: Arc<Shared>) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     shared.hardening.complete(&shared.config);
     trial::ready(&shared)?;
+    if let Err(error) = shared.kernel().settle() {
+        tracing::warn!(%error, "what the former agent had in force is kept beside");
+    }
     shared.ready.store(true, Ordering::Release);
     tracing::info!(name = %shared.state().own.id(), "enforcing");
     let _watchdog = watchdog::start(&shared)?;
@@ -395,6 +433,10 @@ async fn serve(shared: Arc<Shared>) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = shared.trial.over() => {}
+        () = shared.hand_over.asked() => {
+            tracing::info!("ending: another agent takes over");
+            return Ok(());
+        }
     }
     if shared.trial.left().is_some() {
         return Ok(());

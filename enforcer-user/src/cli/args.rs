@@ -30,6 +30,9 @@ pub(super) enum Command {
         /// Go back to what was in force before, unless `enforcer confirm` comes within this time, such as 60s. Exits with 5 then.
         #[arg(long, value_name = "DURATION", value_parser = trial)]
         confirm: Option<Duration>,
+        /// For `enforcer upgrade`: take over from an agent that still runs, and tell on standard input how that goes.
+        #[arg(long, hide = true, conflicts_with = "confirm")]
+        succeed: bool,
     },
     /// Before the network is up: load the programs, so that what is configured as `[[workload]]` is denied until an agent runs.
     ///
@@ -96,9 +99,19 @@ pub(super) enum Command {
     Doctor {
         #[command(flatten)]
         config: ConfigArg,
+        /// Write everything that a bug report needs into this new file instead: versions, checks, configuration, state,
+        /// counters, log. It holds no keys, tokens, addresses of connections, or tags; look at it before you send it.
+        #[arg(long, value_name = "FILE")]
+        bundle: Option<PathBuf>,
     },
     /// Every reason for which something is refused, what it means and what to do.
     Reasons,
+    /// Let this version of the enforcer, or another, take over from the agent that runs.
+    ///
+    /// Live connections go on; first contacts wait for the new agent. If it cannot take over or is not ready in time, the
+    /// former agent and its programs are put back, and the exit code is not 0. Under a service manager it is the manager
+    /// that starts agents: there only --check is for you.
+    Upgrade(UpgradeArgs),
     /// Remove everything from the kernel: programs, links, maps, the TAP device, cgroups. The agent must be stopped.
     Unload {
         #[command(flatten)]
@@ -111,6 +124,21 @@ pub(super) struct ConfigArg {
     /// The configuration file.
     #[arg(long = "config", value_name = "FILE", default_value = DEFAULT_FILE)]
     pub file: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct UpgradeArgs {
+    #[command(flatten)]
+    pub config: ConfigArg,
+    /// Only say whether it could take over; nothing is changed.
+    #[arg(long)]
+    pub check: bool,
+    /// The `enforcer` that is to take over; this one if left out.
+    #[arg(long, value_name = "FILE", conflicts_with = "check")]
+    pub binary: Option<PathBuf>,
+    /// How long it may take until it is ready.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,11 +2,16 @@
 
 use std::{path::Path, process::ExitCode};
 
+use serde_json::json;
+
 use super::{
     Failure, Output,
     output::{Table, printable},
 };
-use crate::probe::{self, State};
+use crate::{
+    config::error_text,
+    probe::{self, State},
+};
 
 /// Exits with 1 if something needed is missing.
 pub(super) fn run(file: &Path, out: &mut Output) -> Result<ExitCode, Failure> {
@@ -35,4 +40,16 @@ pub(super) fn run(file: &Path, out: &mut Output) -> Result<ExitCode, Failure> {
         }
     }
     Ok(ExitCode::from(u8::from(!report.ok)))
+}
+
+/// `enforcer doctor --bundle`
+pub(super) fn bundle(file: &Path, bundle: &Path, out: &mut Output) -> Result<ExitCode, Failure> {
+    crate::bundle::write(file, bundle)
+        .map_err(|error| Failure::failed(format!("{}: {}", bundle.display(), error_text(&error))))?;
+    if out.is_json() {
+        out.json(&json!({ "bundle": bundle }))?;
+    } else {
+        out.line(format!("written: {}; look at it before you send it", bundle.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -39,6 +39,11 @@ impl Failure {
         Self { code, ..self }
     }
 
+    /// The same, said of something.
+    pub fn within(self, what: &str) -> Self {
+        Self { message: self.message.map(|message| format!("{what}: {message}")), ..self }
+    }
+
     pub fn report(self) -> ExitCode {
         use io::Write;
         if let Some(message) = self.message {

@@ -21,6 +21,7 @@ mod show;
 mod suggest;
 mod text;
 mod unload;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -45,7 +46,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
     let mut out = Output::new(args.json);
     let socket = args.socket;
     match args.command {
-        Command::Run { config, confirm } => run::run(&config.file, confirm),
+        Command::Run { config, confirm, succeed } => run::run(&config.file, confirm, succeed),
         Command::Confirm => run::confirm(&socket, &mut out),
         Command::Boot { config } => boot::run(&config.file, &mut out),
         Command::CheckConfig { config } => check_config::run(&config.file, &mut out),
@@ -59,8 +60,10 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         Command::Flows(flows) => show::flows(&socket, flows, &mut out),
         Command::Observe { command } => observe::run(&socket, command, &mut out),
         Command::Policy { command } => policy::run(&socket, command, &mut out),
-        Command::Doctor { config } => doctor::run(&config.file, &mut out),
+        Command::Doctor { config, bundle: None } => doctor::run(&config.file, &mut out),
+        Command::Doctor { config, bundle: Some(bundle) } => doctor::bundle(&config.file, &bundle, &mut out),
         Command::Reasons => reasons::run(&mut out),
+        Command::Upgrade(arguments) => upgrade::run(&arguments, &mut out),
         Command::Unload { config } => unload::run(&config.file, &mut out),
     }
 }

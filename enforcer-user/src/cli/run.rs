@@ -1,14 +1,19 @@
 //! `enforcer run`
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{path::Path, process::ExitCode, rc::Rc, time::Duration};
 
 use serde_json::json;
 use tracing_subscriber::EnvFilter;
 
-use super::{Failure, Output, failure::NOT_CONFIRMED, show::unexpected};
+use super::{
+    Failure, Output,
+    failure::NOT_CONFIRMED,
+    show::unexpected,
+    upgrade::{FAILED, PREPARED, Teller},
+};
 use crate::{
     admin::{Client, Request, Response},
-    agent::NotConfirmed,
+    agent::{NotConfirmed, Start},
     config::{Config, Log, LogFormat},
 };
 
@@ -22,13 +27,22 @@ pub(super) fn confirm(socket: &Path, out: &mut Output) -> Result<ExitCode, Failu
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn run(file: &Path, confirm: Option<Duration>) -> Result<ExitCode, Failure> {
+/// `enforcer run`; with `succeed` as [`super::upgrade`] starts it.
+pub(super) fn run(file: &Path, confirm: Option<Duration>, succeed: bool) -> Result<ExitCode, Failure> {
+    let teller = if succeed { Some(Rc::new(Teller::open()?)) } else { None };
+    let prepared = teller.clone().map(|teller| Box::new(move || teller.tell(PREPARED)) as Box<dyn Fn()>);
     let config = Config::load(file)?;
     log_to_stderr(&config.log)?;
-    match crate::agent::run(config, confirm) {
+    match crate::agent::run(config, Start { confirm, prepared }) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if error.is::<NotConfirmed>() => Err(Failure::new(NOT_CONFIRMED, format!("{error:#}"))),
-        Err(error) => Err(Failure::failed(format!("{error:#}"))),
+        Err(error) => {
+            let message = format!("{error:#}");
+            if let Some(teller) = teller {
+                teller.tell(&format!("{FAILED}{message}"));
+            }
+            Err(Failure::failed(message))
+        }
     }
 }
 

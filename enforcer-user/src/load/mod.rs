@@ -4,9 +4,12 @@
 //! maps and puts its own programs into the pinned links, so there is no moment without one.
 
 mod attach;
+mod carry;
+mod change_over;
 mod clsact;
 mod error;
 mod interface;
+mod layouts;
 mod links;
 mod offsets;
 mod options;
@@ -15,11 +18,11 @@ mod scope;
 mod unload;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io;
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSock, Program, ProgramError, RawTracePoint, SockOps};
@@ -44,6 +47,7 @@ pub use unload::{UnloadOptions, Unloaded, unload};
 
 use interface::{TAP_INGRESS, causes};
 use links::Place;
+use pins::Found;
 
 /// Every program of the object. The kernel cuts names at fifteen bytes: those of TC programs are not longer.
 pub(crate) const PROGRAMS: [&str; 16] = [
@@ -80,6 +84,37 @@ pub struct KeptSize {
     pub wanted: u32,
 }
 
+/// How an object fits what is pinned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fit {
+    /// Programs that load.
+    pub programs: usize,
+    /// Maps that stay as they are.
+    pub kept: usize,
+    /// Maps whose entries get another layout.
+    pub carried: Vec<String>,
+    /// Maps that are new.
+    pub made: Vec<String>,
+}
+
+/// Puts back what was in force before the last start, if that has not come to its end ([`Kernel::settle`]); whether there
+/// was anything to put back.
+///
+/// # Errors
+/// [`LoadError::Busy`] while an agent runs; else what could not be put back. Repeating it puts back the rest.
+pub fn roll_back(bpffs: &Path) -> Result<bool, LoadError> {
+    let pins = Pins::new(bpffs);
+    if !pins.root.exists() {
+        return Ok(false);
+    }
+    // Threads of an agent that is ending may hold it for a moment longer.
+    let _lock = pins.lock_within(Duration::from_secs(1))?;
+    change_over::back(&pins)
+}
+
+/// How long a successor waits for the agent before it to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// The loaded and attached kernel side. Dropping it leaves everything in force; [`unload()`] removes it.
 #[derive(Debug)]
 pub struct Kernel {
@@ -102,35 +137,96 @@ impl Kernel {
     /// The TAP and the PUs' own interfaces are attached by [`Kernel::attach_tap`] and [`Kernel::attach_pu_interface`].
     ///
     /// # Errors
-    /// [`LoadError`]; what was attached by then stays attached.
+    /// [`LoadError`]; what was in force before is again. A first start leaves what was attached by then.
     pub fn open(options: &LoadOptions) -> Result<Self, LoadError> {
+        let kernel = Self::begin(options, None)?;
+        kernel.settle()?;
+        Ok(kernel)
+    }
+
+    /// As [`Kernel::open`], but what was in force before can be put back by [`roll_back`] until [`Kernel::settle`].
+    ///
+    /// With `prepared` another agent may still work: that is called when everything is loaded, and this one goes on once
+    /// the other has ended.
+    ///
+    /// # Errors
+    /// As [`Kernel::open`].
+    pub fn begin(options: &LoadOptions, prepared: Option<&dyn Fn()>) -> Result<Self, LoadError> {
         let pins = Pins::new(&options.bpffs);
         pins::require_bpffs(&pins.root)?;
         let cgroup = pins::open_cgroup(&options.cgroup)?;
         pins.create()?;
-        let lock = pins.lock()?;
-        let (mut programs, kept) = load(options, &pins)?;
-        for name in PROGRAMS {
-            load_program(&mut programs, name)?;
-            pin_program(&mut programs, name, &pins.programs)?;
-        }
+        let (lock, loaded) = match prepared {
+            None => {
+                let lock = pins.lock()?;
+                // Of an agent that died before it was ready.
+                change_over::back(&pins)?;
+                (lock, load(options, &pins, true)?)
+            }
+            Some(prepared) => {
+                let loaded = load(options, &pins, true)?;
+                prepared();
+                (pins.lock_within(PATIENCE)?, loaded)
+            }
+        };
         let mut kernel = Self {
             pins,
-            programs,
+            programs: loaded.programs,
             wanted: options.interfaces.clone(),
             xdp: options.xdp,
             clsact: options.clsact || !has_tcx(),
             attached: BTreeMap::new(),
             apart: BTreeMap::new(),
             tap: None,
-            kept,
+            kept: loaded.kept,
             _lock: lock,
         };
-        kernel.attach_cgroup(&cgroup, &options.cgroup)?;
-        kernel.attach_tracepoints()?;
-        kernel.attach_interfaces()?;
-        sysctl::prepare_loopback(&kernel.pins.settings)?;
-        Ok(kernel)
+        match kernel.enter(options, &cgroup, &loaded.maps) {
+            Ok(()) => Ok(kernel),
+            Err(error) => {
+                if let Err(error) = change_over::back(&kernel.pins) {
+                    tracing::error!(%error, "what was in force before is not wholly put back");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether this object's programs load on this kernel and with what is pinned there; changes nothing.
+    ///
+    /// # Errors
+    /// What would keep [`Kernel::open`] from it.
+    pub fn check(options: &LoadOptions) -> Result<Fit, LoadError> {
+        let pins = Pins::new(&options.bpffs);
+        pins::require_bpffs(&pins.root)?;
+        pins::open_cgroup(&options.cgroup)?;
+        let loaded = load(options, &pins, false)?;
+        let mut fit = Fit { programs: PROGRAMS.len(), ..Fit::default() };
+        for (name, found) in loaded.maps {
+            match found {
+                Found::Kept(_) => fit.kept += 1,
+                Found::Carried(_) => fit.carried.push(name),
+                Found::Absent => fit.made.push(name),
+            }
+        }
+        Ok(fit)
+    }
+
+    /// It goes well: what was in force before is not needed any more.
+    ///
+    /// # Errors
+    /// If pins cannot be removed.
+    pub fn settle(&self) -> Result<(), LoadError> {
+        change_over::settle(&self.pins)
+    }
+
+    fn enter(&mut self, options: &LoadOptions, cgroup: &File, maps: &BTreeMap<String, Found>) -> Result<(), LoadError> {
+        change_over::enter(&self.pins, &mut self.programs, &PROGRAMS, maps)?;
+        self.attach_cgroup(cgroup, &options.cgroup)?;
+        self.attach_tracepoints()?;
+        self.attach_interfaces()?;
+        sysctl::prepare_loopback(&self.pins.settings)?;
+        Ok(())
     }
 
     /// Where everything is pinned; `pins().maps` is what `map_write` and `ring` want.
@@ -243,40 +339,70 @@ fn has_tcx() -> bool {
     KernelVersion::current().map_or(true, |version| version >= KernelVersion::new(6, 6, 0))
 }
 
-fn load(options: &LoadOptions, pins: &Pins) -> Result<(Ebpf, Vec<KeptSize>), LoadError> {
+/// Programs that are in the kernel and nowhere attached.
+struct Loaded {
+    programs: Ebpf,
+    kept: Vec<KeptSize>,
+    maps: BTreeMap<String, Found>,
+}
+
+/// With `pinning`, maps that are new are pinned, under names that say that they are not in force yet.
+fn load(options: &LoadOptions, pins: &Pins, pinning: bool) -> Result<Loaded, LoadError> {
     let object = Object::parse(&options.object).map_err(|error| LoadError::Object(causes(&error)))?;
     if let Some(name) = PROGRAMS.iter().find(|name| !object.programs.contains_key(**name)) {
         return Err(LoadError::Object(format!("there is no program {name} in it")));
     }
-    let pinned = pins::check(&object, &pins.maps)?;
+    let maps = pins::check(&object, &pins.maps)?;
     let mut loader = EbpfLoader::new();
-    for (name, _) in pins::shared_maps(&object) {
-        loader.map_pin_path(name, pins.maps.join(name));
+    for (name, found) in &maps {
+        match found {
+            Found::Kept(_) => drop(loader.map_pin_path(name, pins.maps.join(name))),
+            _ if pinning => {
+                let path = change_over::next(&pins.maps, name);
+                change_over::remove(&path)?;
+                loader.map_pin_path(name, path);
+            }
+            _ => {}
+        }
     }
     let mut kept = Vec::new();
     for (name, wanted) in options.sizes.wanted() {
-        match pinned.get(name) {
-            Some(&pinned) if pinned != wanted => {
+        match maps.get(name) {
+            Some(Found::Kept(pinned) | Found::Carried(pinned)) if *pinned != wanted => {
                 tracing::warn!(
                     map = name,
                     pinned,
                     wanted,
                     "the map exists and keeps its size; `enforcer unload` first to change it"
                 );
-                kept.push(KeptSize { map: name.to_owned(), pinned, wanted });
+                kept.push(KeptSize { map: name.to_owned(), pinned: *pinned, wanted });
             }
-            Some(_) => {}
-            None => drop(loader.map_max_entries(name, wanted)),
+            Some(Found::Absent) => drop(loader.map_max_entries(name, wanted)),
+            _ => {}
         }
     }
     // What exists is as large as it is; aya takes the object's word otherwise.
-    for (name, entries) in &pinned {
-        loader.map_max_entries(name, *entries);
+    for (name, found) in &maps {
+        if let Found::Kept(entries) | Found::Carried(entries) = found {
+            loader.map_max_entries(name, *entries);
+        }
     }
-    let programs = loader
-        .load(&options.object)
-        .map_err(|source| LoadError::Maps { path: pins.maps.clone(), source: Box::new(source) })?;
-    Ok((programs, kept))
+    let mut load = || {
+        let mut programs = loader
+            .load(&options.object)
+            .map_err(|source| LoadError::Maps { path: pins.maps.clone(), source: Box::new(source) })?;
+        PROGRAMS.iter().try_for_each(|name| load_program(&mut programs, name))?;
+        Ok(programs)
+    };
+    match load() {
+        Ok(programs) => Ok(Loaded { programs, kept, maps }),
+        Err(error) => {
+            if pinning && let Err(error) = change_over::forget_next(pins) {
+                tracing::warn!(%error, "maps that were prepared are left");
+            }
+            Err(error)
+        }
+    }
 }
 
 fn load_program(programs: &mut Ebpf, name: &'static str) -> Result<(), LoadError> {
@@ -291,24 +417,6 @@ fn load_program(programs: &mut Ebpf, name: &'static str) -> Result<(), LoadError
         _ => return Err(LoadError::Object(format!("program {name} is of an unexpected type"))),
     };
     result.map_err(|source| LoadError::Program { program: name, source: Box::new(source) })
-}
-
-/// Pins a program for `bpftool` and for test runs; links do not need it.
-fn pin_program(programs: &mut Ebpf, name: &'static str, directory: &Path) -> Result<(), LoadError> {
-    let (path, fresh) = (directory.join(name), directory.join(format!("{name}_new")));
-    let failed = |step| {
-        let path = path.clone();
-        move |source| LoadError::Path { path, step, source }
-    };
-    let program = find(programs, name)?;
-    let fd = program.fd().map_err(|error| failed("pin")(io::Error::other(error)))?;
-    // Left by an agent that died between the two steps.
-    match fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace")(error)),
-        _ => {}
-    }
-    sys::obj_pin(fd.as_fd(), &fresh).map_err(failed("pin"))?;
-    fs::rename(&fresh, &path).map_err(failed("replace"))
 }
 
 fn find<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, LoadError> {

@@ -1,10 +1,11 @@
 //! The pin directory: where it may be, who may use it, and whether what lies in it fits.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use aya::maps::MapInfo;
 use aya_obj::{EbpfSectionKind, Object};
@@ -13,7 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 
-use super::LoadError;
+use super::{LoadError, layouts};
 
 /// The usual mount point, the only one the enforcer mounts itself.
 const USUAL: &str = "/sys/fs/bpf";
@@ -65,6 +66,19 @@ impl Pins {
         Ok(())
     }
 
+    /// As [`Pins::lock`], once whoever works there has ended.
+    pub(super) fn lock_within(&self, patience: Duration) -> Result<Flock<File>, LoadError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.lock() {
+                Err(LoadError::Busy { .. }) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                other => return other,
+            }
+        }
+    }
+
     /// Keeps every other enforcer off these pins until dropped; ends with the process, however that ends.
     pub(super) fn lock(&self) -> Result<Flock<File>, LoadError> {
         let failed = |source| LoadError::Path { path: self.root.clone(), step: "lock", source };
@@ -74,6 +88,17 @@ impl Pins {
             other => failed(other.into()),
         })
     }
+}
+
+/// What is pinned in the place of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// The same, with so many entries.
+    Kept(u32),
+    /// One whose values had another layout, with so many entries.
+    Carried(u32),
+    /// Nothing.
+    Absent,
 }
 
 /// Sees to it that `path` is on a bpffs, mounting one at the usual place if that is where it should be.
@@ -111,14 +136,15 @@ pub(super) fn open_cgroup(path: &Path) -> Result<File, LoadError> {
     Ok(directory)
 }
 
-/// Entries of maps that are pinned already; an error if one does not fit the object.
+/// What is pinned for each map; an error if one does not fit the object, and is of no layout that can be carried over.
 ///
 /// aya re-uses whatever is pinned under the name without looking.
-pub(super) fn check(object: &Object, maps: &Path) -> Result<HashMap<String, u32>, LoadError> {
-    let mut pinned = HashMap::new();
+pub(super) fn check(object: &Object, maps: &Path) -> Result<BTreeMap<String, Found>, LoadError> {
+    let mut all = BTreeMap::new();
     for (name, map) in shared_maps(object) {
         let path = maps.join(name);
         if !path.exists() {
+            all.insert(name.to_owned(), Found::Absent);
             continue;
         }
         let info = MapInfo::from_pin(&path).map_err(|error| LoadError::Path {
@@ -132,13 +158,17 @@ pub(super) fn check(object: &Object, maps: &Path) -> Result<HashMap<String, u32>
             properties.push(("a key size of", info.key_size(), map.key_size()));
             properties.push(("a value size of", info.value_size(), map.value_size()));
         }
-        if let Some((what, pinned, expected)) = properties.into_iter().find(|(_, pinned, expected)| pinned != expected)
-        {
-            return Err(LoadError::PinLayout { path, what, pinned, expected });
-        }
-        pinned.insert(name.to_owned(), info.max_entries());
+        let mut differing = properties.into_iter().filter(|(_, pinned, expected)| pinned != expected);
+        let found = match (differing.next(), differing.next()) {
+            (None, _) => Found::Kept(info.max_entries()),
+            (Some(("a value size of", former, present)), None) if layouts::find(name, former, present).is_some() => {
+                Found::Carried(info.max_entries())
+            }
+            (Some((what, pinned, expected)), _) => return Err(LoadError::PinLayout { path, what, pinned, expected }),
+        };
+        all.insert(name.to_owned(), found);
     }
-    Ok(pinned)
+    Ok(all)
 }
 
 /// The object's maps that outlive its programs: not the sections of constants and variables that aya turns into maps, nor

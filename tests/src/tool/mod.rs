@@ -12,6 +12,7 @@ mod raw;
 mod serve;
 mod shuffle;
 mod socket;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -43,6 +44,8 @@ enum Command {
     Rr(load::Load),
     /// Send in bulk on one or more connections
     Stream(load::Load),
+    /// Carry data on many connections until told to stop, and say whether a byte is missing
+    Transfer(transfer::Transfer),
     /// Double packets between two interfaces and change their order
     Shuffle(shuffle::Shuffle),
     /// Accept every packet of an NFQUEUE, one verdict a packet
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
         Command::Crr(load) => load.run("crr"),
         Command::Rr(load) => load.run("rr"),
         Command::Stream(load) => load.run("stream"),
+        Command::Transfer(transfer) => transfer.run(),
         Command::Shuffle(shuffle) => shuffle.run(),
         Command::Queue(queue) => queue.run(),
         Command::Resolver(resolver) => resolver.run(),

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tests::{Attempt, Host, Lab, Load, Place, Proc, Workload, lab_tool};
 
 use super::tunnels;
@@ -32,6 +32,8 @@ pub struct Sizes {
     pub hash: usize,
     /// Records to suggest from.
     pub records: u64,
+    /// Live connections of a host that is upgraded.
+    pub live: usize,
 }
 
 impl Sizes {
@@ -43,6 +45,7 @@ impl Sizes {
         memory: (1_000, 100_000),
         hash: 64,
         records: 1_000_000,
+        live: 10_000,
     };
     /// To see that it works.
     pub const SMALL: Self = Self {
@@ -52,6 +55,7 @@ impl Sizes {
         memory: (3, 1_000),
         hash: 1,
         records: 1_000,
+        live: 100,
     };
 }
 
@@ -173,6 +177,18 @@ impl Arm {
     pub fn hold(&self, port: u16) -> Result<Proc> {
         let mut process = self.client.spawn_tool(&["hold", &self.socket(port)])?;
         process.wait_for_line("READY", Duration::from_secs(5))?;
+        Ok(process)
+    }
+
+    /// So many connections that carry data until the process is dropped, half of them over IPv6.
+    ///
+    /// # Errors
+    /// The process cannot be started, or one does not connect.
+    pub fn transfer(&self, count: usize) -> Result<Proc> {
+        let (v4, v6, half) = (self.b.socket_v4(ECHO), self.b.socket_v6(ECHO), (count / 2).to_string());
+        let mut process = self.client.spawn_tool(&["transfer", &v4, &v6, "--count", &half])?;
+        let ready = process.wait_for_line("READY", Duration::from_secs(60))?;
+        ensure!(ready == format!(r#"READY {{"open":{},"failed":0}}"#, count / 2 * 2), "{ready}");
         Ok(process)
     }
 

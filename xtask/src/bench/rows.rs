@@ -26,6 +26,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("agent_rss_mib", Target::AtMost(80.0)),
     ("tag_change_ms", Target::AtMost(2000.0)),
     ("tag_change_ms_p99", Target::AtMost(2000.0)),
+    ("upgrade_p99_ms", Target::AtMost(5.0)),
     ("suggest_1m_s", Target::AtMost(10.0)),
     ("suggest_1m_mib", Target::AtMost(500.0)),
 ];
@@ -70,6 +71,8 @@ const PROMISED: &[&str] = &[
     "apply_100k_one_rule_ms",
     "explain_100k_ms",
     "agent_rss_100k_mib",
+    "upgrade_ms",
+    "upgrade_p99_ms",
 ];
 
 #[derive(Clone, Copy)]

@@ -1,0 +1,95 @@
+//! The agent that runs: what it is, and what its successor gets from it.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{probe::mounts, sys};
+
+/// A process that may end at any time: everything needed of it is taken at the beginning.
+pub(super) struct Running {
+    pid: u32,
+    process: OwnedFd,
+    /// Keeps the file, though another has been put in its place.
+    _file: File,
+    executable: PathBuf,
+    output: [Option<OwnedFd>; 2],
+    cgroup: Option<PathBuf>,
+    service: bool,
+}
+
+impl Running {
+    pub fn find(pid: u32) -> io::Result<Self> {
+        let process = sys::pidfd_open(pid)?;
+        let file = File::open(format!("/proc/{pid}/exe"))?;
+        let executable = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
+        let output = [1, 2].map(|number| sys::pidfd_getfd(process.as_fd(), number).ok());
+        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let cgroup = cgroup.lines().find_map(|line| line.strip_prefix("0::/")).map(str::to_owned);
+        let cgroup = mounts::cgroup2()?.zip(cgroup).map(|(root, below)| root.join(below));
+        let environment = fs::read(format!("/proc/{pid}/environ"))?;
+        let service = environment.split(|byte| *byte == 0).any(|entry| entry.starts_with(b"NOTIFY_SOCKET="));
+        Ok(Self { pid, process, _file: file, executable, output, cgroup, service })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// What can be executed, and is the file that runs.
+    pub fn executable(&self) -> &Path {
+        &self.executable
+    }
+
+    /// The unit of the service manager that started it, if one did.
+    pub fn unit(&self) -> Option<String> {
+        let name = self.cgroup.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+        self.service.then(|| name.filter(|name| name.ends_with(".service")).unwrap_or_else(|| "enforcer".into()))
+    }
+
+    /// Where it writes: whoever reads its log reads on.
+    pub fn output(&self, number: usize) -> Stdio {
+        let open = self.output.get(number).and_then(Option::as_ref).and_then(|fd| fd.try_clone().ok());
+        open.map_or_else(Stdio::null, Stdio::from)
+    }
+
+    /// Puts a process beside it: what belongs to a user's session ends with that.
+    pub fn adopt(&self, pid: u32) {
+        if let Some(cgroup) = &self.cgroup
+            && let Err(error) = fs::write(cgroup.join("cgroup.procs"), pid.to_string())
+        {
+            tracing::warn!(%error, "the new agent stays in this command's cgroup");
+        }
+    }
+
+    pub fn lives(&self) -> bool {
+        !self.wait_for_end(Instant::now())
+    }
+
+    /// Whether it has ended by then.
+    pub fn wait_for_end(&self, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(60));
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        poll(&mut [PollFd::new(self.process.as_fd(), PollFlags::POLLIN)], left).is_ok_and(|ready| ready > 0)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        // Its number cannot be another's before it was waited for, and whoever does that has seen it end.
+        if self.lives()
+            && let Ok(pid) = i32::try_from(self.pid)
+        {
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+}
