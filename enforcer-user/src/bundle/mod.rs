@@ -46,6 +46,7 @@ fn collect(config_file: &Path) -> Value {
     let loaded = Config::load(config_file);
     let config = loaded.as_ref().cloned().unwrap_or_default();
     let mut redactor = Redactor::default();
+    redactor.learn(&config.identity.key.to_string_lossy());
     if let Ok(key) = fs::read_to_string(&config.identity.key) {
         redactor.learn(&key);
     }
