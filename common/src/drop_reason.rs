@@ -76,7 +76,10 @@ reasons! {
     PuIncomplete = 47, "pu_incomplete", "Not all tags of the PU are known yet.", "Look in the log for the source that is late; `tags.wait` is how long a first connection waits.";
     UpdateVoid = 48, "update_void", "A message about changed tags is forged, damaged, or older than what is known.", "Look for an attack; one that was only late comes again.";
     OtherListener = 49, "other_listener", "A program of sockets that share a port chose another one than the PU's that was judged.", "Share ports within one PU only, or take the program off the group (SO_DETACH_REUSEPORT_BPF).";
-    HelloUnanswered = 80, "hello_unanswered", "A first contact was sent three times and nothing came back. It goes on trying.", "See whether the peer is up. If it answers others, look for a middlebox that drops SYNs with data or with options it does not know.";
+    ResumeReplayed = 50, "resume_replayed", "The connection attempt of a known session was seen before; its sender was asked to start over.", "Look for an attack: somebody records packets and sends them again. Rarely two attempts are the same by chance, which costs the second one a first contact.";
+    HelloBudget = 51, "hello_budget", "One address has sent more first contacts than it may in this time.", "Look for a flood; raise `datapath.hello_budget` if many peers share one address.";
+    Challenged = 52, "challenged", "There are too many first contacts at once; the peer was asked to prove its address before anything else.", "Nothing if short: the peer answers at once. If it lasts, look for a flood from forged addresses.";
+    HelloUnanswered = 53, "hello_unanswered", "A first contact was sent three times and nothing came back. It goes on trying.", "See whether the peer is up. If it answers others, look for a middlebox that drops SYNs with data or with options it does not know.";
 }
 
 #[cfg(test)]
@@ -84,11 +87,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_ascend_and_fit_the_option() {
-        assert!(ALL.windows(2).all(|two| two[0] < two[1]));
-        for reason in ALL {
-            assert_eq!(Reason::from_number(*reason as u16), Some(*reason));
+    fn numbers_are_dense_and_fit_the_option() {
+        for (index, reason) in ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            assert_eq!(Reason::from_number(index as u16), Some(*reason));
         }
-        assert!(ALL.iter().all(|reason| (*reason as u16) < 128));
+        assert!(ALL.len() < 128);
     }
 }

@@ -57,6 +57,8 @@ pub const FLAG_LOG: u8 = 8;
 pub const FLAG_RETRIED: u8 = 16;
 /// This end sent its credential in the SYN-ACK.
 pub const FLAG_CREDENTIAL_SENT: u8 = 32;
+/// Of a client, which answers no SYN: a CHALLENGE to the SYN its stack sent last was followed already.
+pub const FLAG_CHALLENGED: u8 = FLAG_CREDENTIAL_SENT;
 /// The socket at this end is gone; only its reset may still leave.
 pub const FLAG_CLOSED: u8 = 64;
 /// A socket at this end holds the connection: sockops will tell its end.

@@ -10,6 +10,7 @@ pub mod event;
 pub mod flow;
 pub mod host;
 pub mod identity;
+pub mod shield;
 pub mod verdict;
 pub mod wire;
 pub mod workload;
@@ -57,6 +58,9 @@ mod pod {
         crate::identity::Pu,
         crate::identity::Session,
         crate::identity::SessionPu,
+        crate::shield::Resumes,
+        crate::shield::Shield,
+        crate::shield::Source,
         crate::verdict::Interval,
         crate::verdict::Pair,
         crate::verdict::Run,

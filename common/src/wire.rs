@@ -18,6 +18,9 @@ pub const VERSION: u8 = 1;
 
 /// First contact: the sender's credential follows as payload; index and MAC hold the first twelve bytes of its SHA-256.
 pub const HELLO: u8 = 1;
+/// Flag of HELLO: the MAC is the one of a CHALLENGE (see [`crate::shield::cookie`]), and only the index holds a part of the
+/// credential's hash.
+pub const HELLO_COOKIE: u8 = 1;
 /// Answer to first contact: the sender's credential follows as payload.
 pub const HELLO_REPLY: u8 = 2;
 /// A further connection of a known session.
@@ -28,7 +31,8 @@ pub const RESUME_REPLY: u8 = 4;
 pub const CONFIRM: u8 = 5;
 /// Session or handle unknown: start over. The segment repeats the options of the one it answers.
 pub const RETRY: u8 = 6;
-/// Prove your address before a signature is checked.
+/// Prove your address before a signature is checked: the same HELLO again, with this MAC in it. The segment repeats the
+/// options of the one it answers.
 pub const CHALLENGE: u8 = 7;
 /// Refused; `flags` holds the number of the [`crate::drop_reason::Reason`].
 pub const DENY: u8 = 8;

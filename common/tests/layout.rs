@@ -9,6 +9,7 @@ use common::event::{Event, Held};
 use common::flow::{Flow, FlowKey};
 use common::host::Host;
 use common::identity::{Credential, ListenerKey, Network, PeerAddr, PeerPu, Pu, Session, SessionPu};
+use common::shield::{Resumes, Shield, Source};
 use common::verdict::{Interval, Pair, Run};
 use common::wire::{MacKey, OptionBytes};
 use common::workload::{CgroupPattern, FileKey, FileVerdict, Offsets, Unsorted, Watch, WorkloadEvent};
@@ -101,6 +102,16 @@ fn identities() {
     layout!(PeerPu, 24, until_ns @ 0, issued_ms @ 8, identity @ 16, pad @ 20);
     layout!(Network, 8, external @ 0, flags @ 4);
     layout!(ListenerKey, 20, addr @ 0, port @ 16, pad @ 18);
+}
+
+#[test]
+fn the_shield() {
+    layout!(
+        Shield, 64,
+        source_interval_ns @ 0, source_burst_ns @ 8, all_interval_ns @ 16, all_burst_ns @ 24, secret @ 32, former_secret @ 48,
+    );
+    layout!(Source, 16, network @ 0);
+    layout!(Resumes, 72, entered @ 0, macs @ 8);
 }
 
 #[test]

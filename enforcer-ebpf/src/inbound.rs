@@ -7,7 +7,7 @@ use common::{
     event::{HELD_ANSWER, HELD_UPDATE},
     flow::{CLIENT, CONFIRMING, CUT, ESTABLISHED, FLAG_CREDENTIAL_SENT, Flow, SERVER, SYN_RECEIVED, SYN_SENT},
     identity::SessionPu,
-    wire::{CONFIRM, DENY, RETRY, Transcript, UPDATE, mac},
+    wire::{CHALLENGE, CONFIRM, DENY, RETRY, Transcript, UPDATE, mac},
 };
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     emit::{At, Hold, Parties, count_handshake, count_reason, hold, refused},
     flow_table::{Lookup, account_in, begins, find, started},
     host,
-    inbound_answer::{answered, cut_by_peer, cut_option, refused_by_peer, retry_asked},
+    inbound_answer::{answered, challenged, cut_by_peer, cut_option, refused_by_peer, retry_asked},
     inbound_open::opened,
     judge::rejudge,
     maps::{KNOWN_TO_PEER, SESSIONS},
@@ -185,6 +185,7 @@ fn handshake(packet: &Packet, flow: &mut Flow) -> i32 {
 fn reset_by_peer(packet: &Packet, flow: &mut Flow) -> i32 {
     match packet.tcp.option.map(|option| option.packet_type()) {
         Some(RETRY) => retry_asked(packet, flow),
+        Some(CHALLENGE) => challenged(packet, flow),
         Some(DENY) if cut_by_peer(packet, flow) => PASS,
         Some(DENY) => refused_by_peer(packet, flow),
         _ => admit(packet, flow),

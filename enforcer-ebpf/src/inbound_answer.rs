@@ -4,12 +4,15 @@ use common::{
     drop_reason::Reason,
     event::{EVENT_CUT, HELD_HELLO_REPLY, HELD_JUDGE},
     flow::{
-        CLIENT, CONFIRMING, CUT, ESTABLISHED, FLAG_LOG, FLAG_RETRIED, Flow, PATH_EXTERNAL, PATH_HELLO, SYN_RECEIVED,
-        SYN_SENT,
+        CLIENT, CONFIRMING, CUT, ESTABLISHED, FLAG_CHALLENGED, FLAG_LOG, FLAG_RETRIED, Flow, PATH_EXTERNAL, PATH_HELLO,
+        SYN_RECEIVED, SYN_SENT,
     },
     identity::{Credential, SessionPu},
     verdict::position,
-    wire::{CONFIRM, DENY, HELLO, HELLO_REPLY, OptionBytes, RESUME_REPLY, RETRY, Transcript, mac, sealed},
+    wire::{
+        CHALLENGE, CONFIRM, DENY, HELLO, HELLO_COOKIE, HELLO_REPLY, OptionBytes, RESUME_REPLY, RETRY, Transcript, mac,
+        sealed,
+    },
 };
 
 use crate::{
@@ -256,7 +259,39 @@ fn start_over(packet: &Packet, flow: &mut Flow) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Turns the RETRY into the SYN it answers, this time with a credential.
+/// The peer has more first contacts than it can check, and wants to know that this one comes from where it says: the HELLO goes
+/// once more, with the cookie. Heeded once for each time the stack sends its SYN, and only in answer to it.
+#[inline(never)]
+pub fn challenged(packet: &Packet, flow: &mut Flow) -> i32 {
+    if flow.state != SYN_SENT || flow.path != PATH_HELLO || packet.tcp.ack != flow.local_isn.wrapping_add(1) {
+        return drop_with(packet, flow, Reason::NoFlow);
+    }
+    if flow.flags & FLAG_CHALLENGED != 0 {
+        return drop_with(packet, flow, Reason::RetryLoop);
+    }
+    match show_cookie(packet, flow) {
+        Ok(()) => send_back(packet.ctx, packet.source, Way::In, packet.config.mark),
+        Err(reason) => drop_with(packet, flow, reason),
+    }
+}
+
+#[inline(always)]
+fn show_cookie(packet: &Packet, flow: &mut Flow) -> Result<(), Reason> {
+    let info = pu_info(flow.pu).ok_or(Reason::NoCredential)?;
+    let (mut option, credential) = introduction(info)?;
+    if let Some(challenge) = &packet.tcp.option {
+        option.flags = HELLO_COOKIE;
+        option.mac = challenge.mac;
+    }
+    count_handshake(CHALLENGE, true);
+    flow.flags |= FLAG_CHALLENGED;
+    flow.local_handle = info.handle;
+    reissue(packet, &option, credential)?;
+    count_handshake(HELLO, false);
+    Ok(())
+}
+
+/// Turns the RETRY or CHALLENGE into the SYN it answers, this time with a credential.
 #[inline(always)]
 fn reissue(packet: &Packet, option: &OptionBytes, credential: &Credential) -> Result<(), Reason> {
     from_retry(packet.ctx, packet.ip, packet.tcp)?;

@@ -8,7 +8,7 @@ use common::{
     flow::{ESTABLISHED, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_RESUME, SERVER, SYN_RECEIVED, SYN_SENT},
     identity::{PeerPu, Pu, Session, SessionPu},
     verdict::position,
-    wire::{DENY, HELLO, OptionBytes, RESUME, RETRY, Transcript, mac, sealed},
+    wire::{CHALLENGE, DENY, HELLO, OptionBytes, RESUME, RETRY, Transcript, mac, sealed},
 };
 
 use crate::{
@@ -17,9 +17,11 @@ use crate::{
     cleared::cleared,
     emit::{At, Hold, Parties, count_handshake, count_reason, hold, now, refused},
     flow_table::{account_in, coarse_now, enter},
+    gate,
     judge::{Verdict, judge},
     maps::{NETWORKS, PEER_PUS, SESSIONS},
     outbound::{DROP, PASS, Packet},
+    resumes,
     turn_around::{Way, into_reset, into_retry, send_back},
 };
 
@@ -33,6 +35,8 @@ enum Outcome {
     Refuse,
     /// The client must introduce itself first.
     Retry,
+    /// The client must show first that it hears what is sent to its address.
+    Challenge,
     /// Silence.
     Drop,
 }
@@ -77,7 +81,8 @@ pub fn opened(packet: &Packet, pu: u32, existing: Option<&mut Flow>) -> i32 {
         Outcome::Held => DROP,
         Outcome::Drop => drop_syn(packet, parties, reason),
         Outcome::Refuse => refuse(packet, parties, reason),
-        Outcome::Retry => retry(packet, reason),
+        Outcome::Retry => retry(packet, parties, reason),
+        Outcome::Challenge => challenge(packet),
     }
 }
 
@@ -105,10 +110,14 @@ fn judge_syn(packet: &Packet, pu: u32, parties: &mut Parties) -> Result<Outcome,
     }
     let Some(option) = packet.tcp.option else { return stranger(packet, pu, info, parties) };
     match option.packet_type() {
-        HELLO => {
-            count_handshake(HELLO, true);
-            to_agent(packet, HELD_HELLO, pu, 0, info.identity)
-        }
+        HELLO => match gate::first_contact(packet, &option) {
+            Reason::Allowed => {
+                count_handshake(HELLO, true);
+                to_agent(packet, HELD_HELLO, pu, 0, info.identity)
+            }
+            Reason::Challenged => Err(Refusal::new(Outcome::Challenge, Reason::Challenged)),
+            reason => Err(Refusal::new(Outcome::Drop, reason)),
+        },
         RESUME => resumed(packet, pu, info, &option, parties),
         _ => Err(Refusal::new(Outcome::Drop, Reason::HelloMalformed)),
     }
@@ -178,11 +187,16 @@ fn resumed(
     if packet.tcp.payload != 0 {
         return Err(Refusal::new(Outcome::Drop, Reason::HelloMalformed));
     }
+    if resumes::is_taken(option.mac()) {
+        return Err(Refusal::new(Outcome::Retry, Reason::ResumeReplayed));
+    }
     let peer = peer_pu(option, now).ok_or(Refusal::new(Outcome::Retry, Reason::UnknownHandle))?;
     parties.peer_identity = peer.identity;
     let Some(verdict) = judge(peer.identity, info.identity, position(packet.ip.proto, packet.tcp.dport)) else {
         return to_agent(packet, HELD_JUDGE, pu, peer.identity, info.identity);
     };
+    // From here on it is answered, one way or the other: whoever sends it again does not mean to open a connection.
+    resumes::take(option.mac());
     let verdict = verdict.lift(observes(info), verdict.reason());
     parties.rule = verdict.rule;
     parties.observed_rule = verdict.observed_rule;
@@ -259,14 +273,30 @@ fn refuse(packet: &Packet, parties: &Parties, reason: Reason) -> i32 {
     }
 }
 
-/// Asks the client to introduce itself; its enforcer turns the RETRY back into the SYN it answers.
+/// Asks the client to introduce itself; its enforcer turns the RETRY back into the SYN it answers. Nobody is asked more often
+/// than he may introduce himself.
 #[inline(never)]
-fn retry(packet: &Packet, reason: Reason) -> i32 {
-    let Some(old) = &packet.tcp.option else { return DROP };
+fn retry(packet: &Packet, parties: &Parties, reason: Reason) -> i32 {
+    if !gate::may_answer(&packet.ip.src) {
+        return drop_syn(packet, parties, reason);
+    }
     count_reason(reason, true);
-    count_handshake(RETRY, false);
-    let option = OptionBytes::new(RETRY, reason as u8, 0, 0, 0);
-    match into_retry(packet.ctx, packet.ip, packet.tcp, old, &option) {
+    repeat(packet, RETRY, &OptionBytes::new(RETRY, reason as u8, 0, 0, 0))
+}
+
+/// Asks the client to send its HELLO once more, with this cookie in it.
+#[inline(never)]
+fn challenge(packet: &Packet) -> i32 {
+    count_reason(Reason::Challenged, true);
+    repeat(packet, CHALLENGE, &OptionBytes::new(CHALLENGE, 0, 0, 0, gate::cookie_for(packet)))
+}
+
+/// Sends a SYN back with another option in the place of ours.
+#[inline(never)]
+fn repeat(packet: &Packet, packet_type: u8, option: &OptionBytes) -> i32 {
+    let Some(old) = &packet.tcp.option else { return DROP };
+    count_handshake(packet_type, false);
+    match into_retry(packet.ctx, packet.ip, packet.tcp, old, option) {
         Ok(()) => send_back(packet.ctx, packet.source, Way::In, packet.config.mark),
         Err(_) => DROP,
     }

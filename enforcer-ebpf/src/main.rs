@@ -9,6 +9,7 @@ mod cleared;
 mod confirm;
 mod emit;
 mod flow_table;
+mod gate;
 mod hook_cgroup_ingress;
 mod hook_cgroup_mkdir;
 mod hook_cgroup_sock;
@@ -32,6 +33,7 @@ mod other_protocols;
 mod outbound;
 mod outbound_open;
 mod packet;
+mod resumes;
 mod rewrite;
 mod turn_around;
 

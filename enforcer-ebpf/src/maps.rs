@@ -15,6 +15,7 @@ use common::{
     flow::{Flow, FlowKey},
     host::Host,
     identity::{Credential, ListenerKey, Network, PeerAddr, PeerPu, Pu, Session, SessionPu},
+    shield::{RESUME_BUCKETS, Resumes, SOURCES, Shield, Source},
     verdict::{Interval, Pair, Run},
     workload::{
         CGROUP_PATTERNS as CGROUP_PATTERNS_LEN, CgroupPattern, FileKey, FileVerdict, Unsorted, Watch, WorkloadEvent,
@@ -61,6 +62,18 @@ pub static PEER_PUS: HashMap<SessionPu, PeerPu, 262144, NO_PREALLOC> = HashMap::
 /// Until when a peer remembers one of our PUs.
 #[btf_map]
 pub static KNOWN_TO_PEER: HashMap<SessionPu, u64, 262144, NO_PREALLOC> = HashMap::new();
+/// What one source and all together may ask of the agent, and the secrets of cookies.
+#[btf_map]
+pub static SHIELD: Array<Shield, 1> = Array::new();
+/// Sources of first contacts, and when their accounts are even again.
+#[btf_map]
+pub static HELLO_SOURCES: LruHashMap<Source, u64, { SOURCES as usize }> = LruHashMap::new();
+/// The account of all of them together.
+#[btf_map]
+pub static ALL_HELLOS_SCRATCH: Array<u64, 1> = Array::new();
+/// RESUMEs that were taken.
+#[btf_map]
+pub static RESUMES: Array<Resumes, { RESUME_BUCKETS as usize }> = Array::new();
 /// External and identity networks.
 #[btf_map]
 pub static NETWORKS: LpmTrie<Addr, Network, 262144> = LpmTrie::new();

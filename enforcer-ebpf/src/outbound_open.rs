@@ -5,7 +5,9 @@ use common::{
     abi::PU_UNSORTED,
     drop_reason::Reason,
     event::HELD_OUTGOING,
-    flow::{CLIENT, CUT, ESTABLISHED, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_HELLO, PATH_RESUME, SYN_SENT},
+    flow::{
+        CLIENT, CUT, ESTABLISHED, FLAG_CHALLENGED, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_HELLO, PATH_RESUME, SYN_SENT,
+    },
     identity::{Credential, NETWORK_IDENTITY, PeerAddr, Pu, Session, SessionPu},
     verdict::position,
     wire::{HELLO, OptionBytes, RESUME, Transcript, sealed},
@@ -212,6 +214,7 @@ fn depart(
             if flow.state == SYN_SENT {
                 flow.path = path;
                 flow.session = session;
+                flow.flags &= !FLAG_CHALLENGED;
             }
             account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
             if path == PATH_HELLO && flow.state == SYN_SENT && flow.packets_out == UNANSWERED {

@@ -147,7 +147,7 @@ fn reset_in_place(ctx: &TcContext, ip: &Ip, tcp: &Tcp, option: Option<&OptionByt
     }
 }
 
-/// Turns a SYN into a RETRY that repeats its other options, so that the sender's enforcer can restore it.
+/// Turns a SYN into a RETRY or CHALLENGE (`new`) that repeats its other options, so that the sender's enforcer can restore it.
 #[inline(never)]
 pub fn into_retry(ctx: &TcContext, ip: &Ip, tcp: &Tcp, old: &OptionBytes, new: &OptionBytes) -> Result<(), Reason> {
     drop_payload(ctx, ip, tcp)?;
@@ -156,7 +156,7 @@ pub fn into_retry(ctx: &TcContext, ip: &Ip, tcp: &Tcp, old: &OptionBytes, new: &
     set_numbers(ctx, ip, tcp, 0, tcp.seq.wrapping_add(1), RST | ACK | (tcp.flags & ECN))
 }
 
-/// Turns a RETRY back into the SYN it answers; the option is still the RETRY's.
+/// Turns a RETRY or CHALLENGE back into the SYN it answers; the option is still its own.
 #[inline(never)]
 pub fn from_retry(ctx: &TcContext, ip: &Ip, tcp: &Tcp) -> Result<(), Reason> {
     swap_ends(ctx, ip, tcp)?;

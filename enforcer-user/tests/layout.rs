@@ -13,6 +13,7 @@ use common::abi::{self, Config};
 use common::flow::{Flow, FlowKey};
 use common::host::Host;
 use common::identity::{Credential, ListenerKey, Network, PeerAddr, PeerPu, Pu, Session, SessionPu};
+use common::shield::{self, Resumes, Shield, Source};
 use common::verdict::{Interval, Pair, Run};
 use common::workload::{CgroupPattern, FileKey, FileVerdict, Unsorted, Watch};
 use enforcer_user::load::{Kernel, unload};
@@ -57,6 +58,13 @@ fn expected() -> Vec<(&'static str, Shape, Shape)> {
             shape!(Config: heartbeat_ns, agent_timeout_ns, netns_cookie, generation, mark, flags, self_session),
         ),
         ("HOST", u32_key(), shape!(Host: trial_until_ns, trial_from, trial_flags, pu, agent)),
+        (
+            "SHIELD",
+            u32_key(),
+            shape!(Shield: source_interval_ns, source_burst_ns, all_interval_ns, all_burst_ns, secret, former_secret),
+        ),
+        ("HELLO_SOURCES", shape!(Source: network), Shape::Integer { size: 8 }),
+        ("RESUMES", u32_key(), shape!(Resumes: entered, macs)),
         ("PU_CGROUPS", Shape::Integer { size: 8 }, u32_key()),
         ("WATCH", u32_key(), shape!(Watch: root, root_level, flags, patterns, unknown_file, offsets)),
         (
@@ -137,6 +145,8 @@ fn the_loaded_maps_have_the_layouts_of_this_side() {
         assert_eq!(entries("REASON_STATS"), Some(abi::REASON_STATS.into()));
         assert_eq!(entries("HANDSHAKE_STATS"), Some(abi::HANDSHAKE_STATS.into()));
         assert_eq!(entries("LOSS_STATS"), Some(abi::LOSS_STATS.into()));
+        assert_eq!(entries("HELLO_SOURCES"), Some(shield::SOURCES.into()));
+        assert_eq!(entries("RESUMES"), Some(shield::RESUME_BUCKETS.into()));
         assert_eq!(entries("PUS"), Some(abi::MAX_PUS.into()));
         drop(kernel);
         unload(&place.unload()).unwrap();

@@ -14,6 +14,8 @@ mod limits;
 mod malformed;
 mod place;
 mod prog;
+#[path = "prog_run/shield.rs"]
+mod shield;
 
 use std::net::{IpAddr, TcpListener};
 use std::os::fd::AsFd;
@@ -152,6 +154,13 @@ fn assert_local_reset(syn: &Segment, frame: &[u8]) {
 
 fn resume(isn: u32, handle: u16) -> [u8; 20] {
     sealed(KEY_IN, RESUME, 0, handle, SESSION, (isn, 0, 0))
+}
+
+/// Lets the same RESUME be taken once more.
+fn forget_resume(bench: &Bench, isn: u32, handle: u16) {
+    let mac = u64::from_be_bytes(resume(isn, handle)[12..].try_into().unwrap());
+    let table = enforcer_user::map_write::Table::open(bench.maps.directory(), "RESUMES").unwrap();
+    table.insert(&common::shield::resume_bucket(mac), &common::shield::Resumes::default()).unwrap();
 }
 
 fn confirm() -> [u8; 20] {

@@ -27,7 +27,9 @@ use crate::{
     flow_log::Tagged,
     handshake::{Own, Session, Sessions},
     identity::{Anchors, AuthorityId, OwnIdentity, Prekeys, PreparedCredential, Tags, Verifier},
-    map_write::{ConfigWriter, MapWriteError, Maps, Networks, Pairs, Pus, intervals, network_table},
+    map_write::{
+        Budgets, ConfigWriter, MapWriteError, Maps, Networks, Pairs, Pus, ShieldWriter, intervals, network_table,
+    },
     observe::Observed,
     workload::tags::{Carry, TagSet},
 };
@@ -98,6 +100,7 @@ pub(super) struct State {
     pub networks: Networks,
     pub pu_slots: Pus,
     pub config: ConfigWriter,
+    pub shield: ShieldWriter,
     pub maps: Arc<Maps>,
     pub names: Arc<NameTable>,
     pub identity_networks: Vec<IpNet>,
@@ -185,6 +188,7 @@ impl State {
             networks: Networks::open(&directory)?,
             pu_slots: Pus::open(&directory)?,
             config: ConfigWriter::open(&directory)?,
+            shield: ShieldWriter::open(&directory)?,
             maps,
             names,
             identity_networks: config.identity.networks.clone(),
@@ -209,6 +213,12 @@ impl State {
     pub fn configure(&mut self, config: &Config) -> anyhow::Result<()> {
         let self_session = self.self_session()?;
         configure_datapath(config, &mut self.config)?;
+        let datapath = &config.datapath;
+        self.shield.set_budgets(Budgets {
+            source: datapath.hello_budget,
+            burst: datapath.hello_burst,
+            all: datapath.hello_load,
+        })?;
         self.config.update(|entry| entry.self_session = self_session)?;
         Ok(())
     }

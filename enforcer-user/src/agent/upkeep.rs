@@ -104,6 +104,7 @@ pub(super) fn start(
         Task::new(Duration::from_secs(5), sweep_flows),
         Task::new(Duration::from_secs(60), sweep_identities),
         Task::new(Duration::from_secs(2), retry_interfaces),
+        Task::new(COOKIE_SECRET, rotate_cookie_secret),
     ];
     let work = move || {
         let mut cut = Vec::new();
@@ -184,6 +185,15 @@ fn renew(shared: &Shared) {
     let mono = sys::monotonic_ns();
     if let Err(error) = state.maps.known_to_peer.retain(|_, until| *until > mono) {
         tracing::error!(%error, "expired entries stay");
+    }
+}
+
+/// How long cookies are given under one secret, and count after that: no SYN is sent again later (tcp_syn_retries 6).
+const COOKIE_SECRET: Duration = Duration::from_secs(128);
+
+fn rotate_cookie_secret(shared: &Shared) {
+    if let Err(error) = shared.state().shield.rotate() {
+        tracing::error!(%error, "cookies are still given under the former secret");
     }
 }
 

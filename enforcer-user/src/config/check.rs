@@ -94,6 +94,13 @@ fn datapath(config: &Config) -> Result<(), Problem> {
     ] {
         ensure((16..=max).contains(&value), key, || format!("must be between 16 and {max}"))?;
     }
+    for (key, value) in [("datapath.hello_budget", datapath.hello_budget), ("datapath.hello_load", datapath.hello_load)]
+    {
+        ensure(value <= HELLOS_MAX, key, || format!("must be at most {HELLOS_MAX}; 0 for no bound"))?;
+    }
+    ensure((1..=HELLOS_MAX).contains(&datapath.hello_burst), "datapath.hello_burst", || {
+        format!("must be between 1 and {HELLOS_MAX}")
+    })?;
     for (key, bytes) in [
         ("datapath.handshake_ring_bytes", datapath.handshake_ring_bytes),
         ("datapath.telemetry_ring_bytes", datapath.telemetry_ring_bytes),
@@ -144,6 +151,8 @@ fn endpoints(config: &Config) -> Result<(), Problem> {
     })
 }
 
+/// More first contacts a second than any agent decides.
+const HELLOS_MAX: u32 = 1_000_000;
 /// Smallest ring: some dozens of held frames.
 const RING_MIN: u32 = 64 << 10;
 /// Largest ring the kernel could still be asked for without starving the host.

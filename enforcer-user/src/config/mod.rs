@@ -151,6 +151,12 @@ pub struct Datapath {
     pub handshake_ring_bytes: u32,
     /// Size of the ring that carries flow records to the agent, bytes: a power of two, whole pages.
     pub telemetry_ring_bytes: u32,
+    /// First contacts a second of one address that reach the agent; 0 for no bound.
+    pub hello_budget: u32,
+    /// First contacts of one address that may come at once.
+    pub hello_burst: u32,
+    /// First contacts a second above which peers must prove their address first; 0 for never.
+    pub hello_load: u32,
     /// After how long without a sign of life of the agent first contacts are refused.
     #[serde(with = "humantime_serde")]
     pub agent_timeout: Duration,
@@ -302,6 +308,9 @@ impl Default for Datapath {
             max_intervals: common::abi::MAX_INTERVALS,
             handshake_ring_bytes: 4 << 20,
             telemetry_ring_bytes: 4 << 20,
+            hello_budget: 1_000,
+            hello_burst: 2_000,
+            hello_load: 2_000,
             agent_timeout: Duration::from_secs(2),
             tap: "enforcer0".into(),
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use common::{
     flow::{Flow, PATH_HELLO, SERVER, SYN_RECEIVED},
-    wire::{self, CONFIRM, HELLO, HELLO_REPLY, OptionBytes, Transcript},
+    wire::{self, CONFIRM, HELLO, HELLO_COOKIE, HELLO_REPLY, OptionBytes, Transcript},
 };
 
 use super::{Frame, HandshakeError, LocalPu, Own, Session, sessions::same_mac};
@@ -37,7 +37,7 @@ pub fn authenticate(verifier: &mut Verifier, frame: &Frame<'_>, now: u64) -> Res
     if !frame.is_syn() {
         return Err(HandshakeError::Unexpected("a SYN"));
     }
-    let option = frame.option().filter(|option| option.packet_type() == HELLO && option.flags == 0);
+    let option = frame.option().filter(|option| option.packet_type() == HELLO && option.flags & !HELLO_COOKIE == 0);
     let option = option.ok_or(HandshakeError::Unexpected("HELLO on a SYN"))?;
     let peer = verifier.verify_hello(&option, frame.payload(), now)?;
     Ok(Hello { peer, isn: frame.seq() })

@@ -3,7 +3,7 @@
 
 use common::{
     drop_reason::Reason,
-    wire::{self, CONFIRM, HELLO, MacKey, OPTION_LEN, OptionBytes, Transcript},
+    wire::{self, CONFIRM, HELLO, HELLO_COOKIE, MacKey, OPTION_LEN, OptionBytes, Transcript},
 };
 
 use super::*;
@@ -214,7 +214,12 @@ fn flipped(frame: &[u8], len: usize, mut judge: impl FnMut(usize, &[u8])) {
 fn every_flipped_bit_of_a_hello_is_refused() {
     let (a, mut b) = machines();
     let syn = a.syn(ISN_A);
-    flipped(&syn, OPTION_LEN + a.credential.bytes().len(), |at, bytes| {
+    let len = OPTION_LEN + a.credential.bytes().len();
+    flipped(&syn, len, |at, bytes| {
+        if at == 5 && bytes[bytes.len() - len + 5] == HELLO_COOKIE {
+            // The kernel holds none with a wrong cookie: the next test.
+            return;
+        }
         let expected = match at {
             // Not our option, or not a HELLO.
             0..6 => Reason::HelloMalformed,
@@ -227,6 +232,30 @@ fn every_flipped_bit_of_a_hello_is_refused() {
     // Only the handle's sixteen got as far as the signatures, of which one sufficed.
     let stats = b.verifier.stats();
     assert_eq!((stats.misses, stats.chain_hits, stats.credential_hits), (1, 0, 15));
+}
+
+/// The kernel has found the cookie right; the index is still a part of the credential's hash.
+#[test]
+fn a_hello_with_a_cookie_is_bound_to_its_credential() {
+    let (a, mut b) = machines();
+    let mut syn = a.syn(ISN_A);
+    let len = OPTION_LEN + a.credential.bytes().len();
+    let at = syn.len() - len;
+    syn[at + 5] = HELLO_COOKIE;
+    syn[at + 12..at + 20].fill(0x5a);
+    flipped(&syn, len, |at, bytes| {
+        let expected = match at {
+            0..6 => Reason::HelloMalformed,
+            6..8 => Reason::ProfileMismatch,
+            12..20 => return,
+            _ => Reason::HelloTampered,
+        };
+        let flag_gone = at == 5 && bytes[bytes.len() - len + 5] == 0;
+        let expected = if flag_gone { Reason::HelloTampered } else { expected };
+        assert_eq!(reason(b.on_syn(bytes)), expected, "byte {at}");
+    });
+    assert!(b.sessions.is_empty());
+    assert_eq!(b.on_syn(&syn).unwrap().peer_isn, ISN_A);
 }
 
 #[test]

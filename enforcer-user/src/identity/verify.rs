@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use common::{drop_reason::Reason, wire::OptionBytes};
+use common::{
+    drop_reason::Reason,
+    wire::{HELLO_COOKIE, OptionBytes},
+};
 use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use rustls_pki_types::CertificateDer;
 
@@ -178,7 +181,9 @@ impl Verifier {
         now: u64,
     ) -> Result<Arc<VerifiedCredential>, CredentialError> {
         let hash = hash(bytes);
-        if hash_parts(&hash) != (option.index(), option.mac()) {
+        let (index, mac) = hash_parts(&hash);
+        // In the place of the second part there may be a cookie: the kernel's matter.
+        if index != option.index() || option.flags & HELLO_COOKIE == 0 && mac != option.mac() {
             return Err(CredentialError::Tampered);
         }
         let credential = self.verify_hashed(hash, bytes, now)?;

@@ -10,6 +10,7 @@ mod flows;
 mod networks;
 mod pairs;
 mod pus;
+mod shield;
 mod sockets;
 mod stats;
 mod table;
@@ -21,6 +22,7 @@ use std::time::Instant;
 use common::flow::{Flow, FlowKey};
 use common::host::Host;
 use common::identity::{ListenerKey, PeerAddr, PeerPu, Session, SessionPu};
+use common::shield::Source;
 use common::workload::{CgroupPattern, FileKey, FileVerdict, Unsorted, Watch};
 
 pub use config::ConfigWriter;
@@ -28,6 +30,7 @@ pub use docs::{DOC_MAX, Docs};
 pub use networks::{Networks, Prefix, network_table};
 pub use pairs::{Pairs, PairsUse, intervals};
 pub use pus::{INDEX_MAX, Pus};
+pub use shield::{Budgets, ShieldWriter};
 pub use sockets::Sockets;
 pub use stats::Stats;
 pub use table::Table;
@@ -159,6 +162,8 @@ pub struct Maps {
     pub peer_pus: Table<SessionPu, PeerPu>,
     /// Own PUs that a peer knows, until when.
     pub known_to_peer: Table<SessionPu, u64>,
+    /// Sources of first contacts → when their account is even again.
+    pub hello_sources: Table<Source, u64>,
     /// Connections.
     pub flows: Table<FlowKey, Flow>,
     /// Identity → JSON.
@@ -197,6 +202,7 @@ impl Maps {
             peer_addrs: Table::open(directory, "PEER_ADDRS")?,
             peer_pus: Table::open(directory, "PEER_PUS")?,
             known_to_peer: Table::open(directory, "KNOWN_TO_PEER")?,
+            hello_sources: Table::open(directory, "HELLO_SOURCES")?,
             flows: Table::open(directory, "FLOWS")?,
             identity_docs: Docs::open(directory, "IDENTITY_DOCS", "the tag set of identity")?,
             pu_docs: Docs::open(directory, "PU_DOCS", "the description of PU")?,
@@ -234,6 +240,7 @@ impl Maps {
             self.peer_addrs.fill()?,
             self.peer_pus.fill()?,
             self.known_to_peer.fill()?,
+            self.hello_sources.fill()?,
             self.flows.fill()?,
             self.identity_docs.fill()?,
             self.pu_docs.fill()?,

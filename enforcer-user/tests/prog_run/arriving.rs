@@ -6,14 +6,16 @@ use super::*;
 fn a_syn_with_the_right_mac_is_judged_here() {
     isolated(|place| {
         let bench = bench(place);
-        for [pu, peer, _] in families() {
-            let syn = |port| Segment::syn(peer, pu, SPORT, port, PEER_ISN).with(resume(PEER_ISN, PEER_HANDLE));
+        for ([pu, peer, _], first) in families().into_iter().zip([PEER_ISN, PEER_ISN + 3]) {
+            // No two attempts have the same number.
+            let isn = |port| first + u32::from(port - PORT);
+            let syn = |port| Segment::syn(peer, pu, SPORT, port, isn(port)).with(resume(isn(port), PEER_HANDLE));
             let frame = syn(PORT).frame();
             let (action, out) = counting(&bench, &[], &[(RESUME, IN)], || bench.to(&frame));
             assert_eq!((action, out), (Pass, frame));
             let found = flow(&bench, pu, PORT, peer, SPORT).unwrap();
             assert_eq!((found.state, found.role, found.path), (SYN_RECEIVED, SERVER, PATH_RESUME));
-            assert_eq!((found.peer_isn, found.peer_handle, found.session), (PEER_ISN, PEER_HANDLE, SESSION));
+            assert_eq!((found.peer_isn, found.peer_handle, found.session), (first, PEER_HANDLE, SESSION));
             assert_eq!((found.rule, found.observed_rule, found.flags), (ALLOW_RULE, OBSERVED, FLAG_LOG));
             assert_eq!((found.local_identity, found.peer_identity), (IDENTITY, PEER_IDENTITY));
 
@@ -24,7 +26,7 @@ fn a_syn_with_the_right_mac_is_judged_here() {
                 assert_local_reset(&syn, &out);
                 let answer = Segment::parse(&out);
                 assert_eq!(answer.options.len(), 20, "nothing else comes back");
-                let expected = sealed(KEY_OUT, DENY, reason as u8, 0, PEER_SESSION, (0, PEER_ISN, 0));
+                let expected = sealed(KEY_OUT, DENY, reason as u8, 0, PEER_SESSION, (0, isn(port), 0));
                 assert_eq!(answer.last_option(), expected);
                 assert_eq!(flow(&bench, pu, port, peer, SPORT), None);
             }

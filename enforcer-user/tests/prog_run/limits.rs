@@ -103,6 +103,7 @@ fn without_an_agent_only_what_is_known_passes() {
             let down = bench_down(&bench);
             let known = Segment::syn(peer, pu, SPORT, PORT, PEER_ISN).with(resume(PEER_ISN, PEER_HANDLE));
             assert_eq!(bench.to(&known.frame()).0, Pass);
+            forget_resume(&bench, PEER_ISN, PEER_HANDLE);
 
             // The pair was never judged.
             bench.peer_pu(SESSION, PEER_HANDLE + 7, PEER_IDENTITY + 7);
