@@ -15,15 +15,18 @@
 #ifndef EARLY
 #define EARLY 1		/* times a stack sends again although nothing was lost */
 #endif
+#ifndef LOAD
+#define LOAD 0		/* 1: B may ask any HELLO without a cookie for one, as often as it likes */
+#endif
 /* After each loss one timer runs out; one more for what an early one may have overtaken. */
 #define TIMERS (LOSSES + EARLY + 2)
 
-mtype = { HELLO, HELLO_REPLY, RESUME, RESUME_REPLY, CONFIRM, RETRY, DATA };
+mtype = { HELLO, HELLO_REPLY, RESUME, RESUME_REPLY, CONFIRM, RETRY, CHALLENGE, DATA };
 mtype = { SYN_SENT, CONFIRMING, NONE, SYN_RECEIVED, ESTABLISHED };
 
-/* Mutations: -DNO_RETRY (A does not heed it), -DNO_SECOND_CONFIRM (CONFIRM is sent once). */
+/* Mutations: -DNO_RETRY, -DNO_CHALLENGE (A does not heed it), -DNO_SECOND_CONFIRM (CONFIRM is sent once). */
 
-/* Packets on their way. `stale`: the session index is one that B no longer has. */
+/* Packets on their way. `stale`: the session index is one that B no longer has; of a HELLO: it shows a cookie. */
 chan to_b = [6] of { mtype, bit };
 chan to_a = [6] of { mtype, bit };
 #define has_room (len(to_a) < 5 && len(to_b) < 5)
@@ -42,6 +45,7 @@ bit a_met;
 mtype client = SYN_SENT;
 bit a_resumed;
 bit a_retried;
+bit a_challenged;
 
 bit client_is_live;
 bit server_is_live;
@@ -56,6 +60,7 @@ bit b_retried;
 
 /* outbound_open: RESUME where B is known to have met the PU, else HELLO. */
 inline send_syn() {
+	a_challenged = 0;
 	if
 	:: a_session && a_known -> a_resumed = (client == SYN_SENT -> 1 : a_resumed); to_b ! RESUME(a_stale)
 	:: else -> a_resumed = (client == SYN_SENT -> 0 : a_resumed); to_b ! HELLO(0)
@@ -102,6 +107,11 @@ end:	do
 		:: packet == RETRY && client == SYN_SENT && !a_retried ->
 			a_known = 0; a_retried = 1; a_resumed = 0; to_b ! HELLO(0)
 #endif
+		/* inbound_answer::challenged */
+#ifndef NO_CHALLENGE
+		:: packet == CHALLENGE && client == SYN_SENT && !a_resumed && !a_challenged ->
+			a_challenged = 1; to_b ! HELLO(1)
+#endif
 		/* inbound_answer::resumed; in CONFIRMING it is passed to the stack, which acknowledges again */
 		:: packet == RESUME_REPLY && a_resumed && (client == SYN_SENT || client == CONFIRMING) ->
 			if
@@ -141,6 +151,8 @@ active proctype b() {
 end:	do
 	:: atomic { to_b ? packet, stale ->
 		if
+		/* gate::first_contact */
+		:: LOAD && packet == HELLO && !stale && server != ESTABLISHED -> to_a ! CHALLENGE(0)
 		/* contact::hello */
 		:: packet == HELLO && server != ESTABLISHED ->
 			b_session = 1; b_met = 1;

@@ -1,6 +1,6 @@
 //! TCP segments taken apart, to be changed and put together again as if their sender had sent them so.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use common::wire::{OPTION_LEN, OptionBytes};
 
@@ -88,6 +88,18 @@ impl Segment {
     /// Address and port it goes to.
     pub fn destination(&self) -> SocketAddr {
         self.end(1)
+    }
+
+    /// Changes the link-layer address it goes to.
+    pub fn set_link_destination(&mut self, address: [u8; 6]) {
+        self.link[..6].copy_from_slice(&address);
+    }
+
+    /// Changes the address it goes to, if it is an IPv4 one.
+    pub fn set_destination_v4(&mut self, address: Ipv4Addr) {
+        if !self.is_v6() {
+            self.network[16..20].copy_from_slice(&address.octets());
+        }
     }
 
     /// Changes the port it comes from.

@@ -22,7 +22,7 @@ const WORLDS: [&str; 9] = [
 ];
 /// The network that means no harm.
 const LOSSY: &str = "progress.pml";
-const LOSSES: [&str; 2] = ["LOSSES=2", "LOSSES=3 DOUBLES=2 EARLY=2 OVERTAKEN=1"];
+const LOSSES: [&str; 3] = ["LOSSES=2", "LOSSES=3 DOUBLES=2 EARLY=2 OVERTAKEN=1", "LOSSES=2 LOAD=1"];
 /// Searches at once.
 const WORKERS: usize = 2;
 
@@ -153,6 +153,7 @@ failures! {
     without_the_gate_at_the_client: ATTACKED "" "GATE_AT_CLIENT" no_early_data_at_the_client;
     without_the_gate_at_the_server: ATTACKED "" "GATE_AT_SERVER" no_early_data_at_the_server;
     if_retry_is_not_heeded: LOSSY "" "RETRY" client_is_live;
+    if_challenge_is_not_heeded: LOSSY "LOAD=1" "CHALLENGE" client_is_live;
     if_confirm_is_sent_once: LOSSY "" "SECOND_CONFIRM" client_is_live;
 }
 

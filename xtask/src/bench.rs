@@ -5,6 +5,7 @@
 
 mod arms;
 mod contact;
+mod floods;
 mod inside;
 mod large;
 mod pairs;
@@ -66,6 +67,8 @@ enum Group {
     Large,
     /// New connections while the enforcer is upgraded
     Upgrade,
+    /// Connections while a flood is on
+    Floods,
 }
 
 /// Runs the measurements and prints them.
@@ -112,6 +115,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     if chosen(Group::Upgrade) {
         upgrade::upgrade(&plan, sizes.live, &mut rows)?;
+    }
+    if chosen(Group::Floods) {
+        floods::floods(&plan, &mut rows)?;
     }
     print!("{}", rows.table());
     if options.only.is_empty() {

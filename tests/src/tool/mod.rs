@@ -3,6 +3,7 @@
 mod calls;
 mod connect;
 mod dialog;
+mod flood;
 mod hear;
 mod hold;
 mod load;
@@ -60,6 +61,8 @@ enum Command {
     Tell(hear::Tell),
     /// Send a hand-made TCP segment, or a whole captured frame, and print what comes back
     Raw(raw::Raw),
+    /// Send very many of them
+    Flood(flood::Flood),
 }
 
 /// The whole program.
@@ -88,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Hear(hear) => hear.run(),
         Command::Tell(tell) => tell.run(),
         Command::Raw(raw) => raw.run(),
+        Command::Flood(flood) => flood.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

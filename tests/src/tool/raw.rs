@@ -16,41 +16,41 @@ use serde::Serialize;
 
 use crate::segment::checksum;
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct Raw {
     /// Address and port the segment is for
     #[arg(long, required_unless_present = "frame")]
-    to: Option<SocketAddr>,
+    pub(crate) to: Option<SocketAddr>,
     /// Address and port it claims to come from; port 40000 of the right address if not given
     #[arg(long)]
-    from: Option<SocketAddr>,
+    pub(crate) from: Option<SocketAddr>,
     /// TCP flags, any of FSRPAU
     #[arg(long, default_value = "S")]
     flags: String,
     /// Sequence number
     #[arg(long, default_value_t = 1_000_000)]
-    seq: u32,
+    pub(crate) seq: u32,
     /// Acknowledgement number
     #[arg(long, default_value_t = 0)]
     ack: u32,
     /// TCP options in hex; padded with end-of-options to a multiple of four
     #[arg(long, default_value = "")]
-    options: String,
+    pub(crate) options: String,
     /// Payload in hex
     #[arg(long, default_value = "")]
     payload: String,
     /// A whole frame in hex, link header first, sent as it is through AF_PACKET
     #[arg(long, requires = "interface")]
-    frame: Option<String>,
+    pub(crate) frame: Option<String>,
     /// The interface for --frame
     #[arg(long)]
-    interface: Option<String>,
+    pub(crate) interface: Option<String>,
     /// Send --frame past the queueing discipline, and whatever else stands at the interface's egress
     #[arg(long, requires = "frame")]
     bypass: bool,
     /// How many times to send it
     #[arg(long, default_value_t = 1)]
-    count: usize,
+    pub(crate) count: usize,
     /// Milliseconds to wait for answers
     #[arg(long, default_value_t = 200)]
     wait: u64,
@@ -151,7 +151,8 @@ impl Raw {
         }
     }
 
-    fn packet(&self, from: SocketAddr, to: SocketAddr) -> Result<Vec<u8>> {
+    /// The segment behind an IP header, checksums right.
+    pub(crate) fn packet(&self, from: SocketAddr, to: SocketAddr) -> Result<Vec<u8>> {
         let mut options = from_hex(&self.options)?;
         options.resize(options.len().next_multiple_of(4), 0);
         ensure!(options.len() <= 40, "TCP has room for 40 bytes of options, not {}", options.len());
@@ -224,7 +225,7 @@ fn raw_socket(family: AddressFamily, protocol: Option<SockProtocol>) -> Result<O
 }
 
 /// packet(7), PACKET_QDISC_BYPASS.
-fn bypass_queue(socket: &OwnedFd) -> Result<(), Errno> {
+pub(crate) fn bypass_queue(socket: &OwnedFd) -> Result<(), Errno> {
     let yes: libc::c_int = 1;
     let length = std::mem::size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the descriptor is open; the option's value is a live int of the length given.
@@ -263,7 +264,7 @@ pub(crate) fn bound_to_link(index: u32) -> Result<OwnedFd> {
     Ok(descriptor)
 }
 
-fn send_on_link(socket: &OwnedFd, index: u32, frame: &[u8]) -> Result<(), Errno> {
+pub(crate) fn send_on_link(socket: &OwnedFd, index: u32, frame: &[u8]) -> Result<(), Errno> {
     // SAFETY: sockaddr_ll is plain data, for which zeroes are valid.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
@@ -278,13 +279,13 @@ fn send_on_link(socket: &OwnedFd, index: u32, frame: &[u8]) -> Result<(), Errno>
     Errno::result(sent).map(drop)
 }
 
-fn from_hex(text: &str) -> Result<Vec<u8>> {
+pub(crate) fn from_hex(text: &str) -> Result<Vec<u8>> {
     ensure!(text.len().is_multiple_of(2) && text.is_ascii(), "hex digits come in pairs: {text}");
     let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).with_context(|| format!("not hex: {text}"));
     (0..text.len()).step_by(2).map(byte).collect()
 }
 
-fn to_hex(bytes: &[u8]) -> String {
+pub(crate) fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -1,8 +1,8 @@
 //! What was right in one connection is wrong in another; and a credential without its key opens nothing.
 
 use anyhow::{Context, Result, ensure};
-use common::drop_reason::Reason::{ConfirmMac, NoFlow, ReplyMac, Unconfirmed};
-use common::wire::{CONFIRM, HELLO, HELLO_REPLY, OptionBytes, RESUME, RESUME_REPLY};
+use common::drop_reason::Reason::{ConfirmMac, NoFlow, ReplyMac, ResumeReplayed, Unconfirmed};
+use common::wire::{CONFIRM, HELLO, HELLO_REPLY, OptionBytes, RESUME, RESUME_REPLY, RETRY};
 use tests::Outcome::{Refused, Timeout};
 use tests::segment::{ACK, option_bytes};
 use tests::{Fate, Segment, Sighting, Way};
@@ -66,7 +66,7 @@ fn a_stolen_credential_opens_nothing() -> Result<()> {
         let seen = stage.good("first contact")?;
         thief(stage, &carrying(&seen, HELLO)?, &carrying(&seen, CONFIRM)?, 40_001)?;
         let seen = stage.good("resumption")?;
-        thief(stage, &carrying(&seen, RESUME)?, &carrying(&seen, CONFIRM)?, 40_002)?;
+        resumes_again(stage, &carrying(&seen, RESUME)?, 40_002)?;
         stage.forget()?;
         thief_elsewhere(stage, &carrying(&stage.good("first contact again")?, HELLO)?)?;
         stage.good("resumption, untouched").map(drop)
@@ -107,6 +107,30 @@ fn thief(stage: &Stage, syn: &Segment, confirm: &Segment, port: u16) -> Result<(
     stage.settle("a thief at the client's address", &before, &counts)?;
     stage.expect_records(&counts, &ack.source().to_string());
     ensure!(stage.heard()? == heard, "the thief was heard: {:?}", stage.server.events()?);
+    Ok(())
+}
+
+/// The thief repeats a RESUME, from another port, and from the client's own once the connection is over. He is asked who he is, and the
+/// listener hears nothing.
+fn resumes_again(stage: &Stage, syn: &Segment, port: u16) -> Result<()> {
+    let own = syn.source().port();
+    let has_flow = |port| Ok(stage.at_b.flows.entries()?.iter().any(|(key, _)| key.remote_port == port));
+    eventually("the end of the connection", || has_flow(own).map(|there| !there))?;
+    for port in [port, own] {
+        let (before, heard) = (stage.refusals()?, stage.heard()?);
+        stage.mitm.play(|_, _| Fate::Drop);
+        let mut syn = syn.clone();
+        syn.set_source_port(port);
+        stage.mitm.inject(Way::FromHost, &syn)?;
+        let counts = [server(ResumeReplayed)];
+        stage.settle(&format!("a RESUME repeated from port {port}"), &before, &counts)?;
+        let seen = stage.mitm.seen();
+        let answers = seen.iter().map(|seen| &seen.original).filter(|answer| answer.destination().port() == port);
+        let types: Vec<u8> = answers.filter_map(Segment::identity).map(|option| option.packet_type()).collect();
+        ensure!(types == [RETRY], "the answer to a repeated RESUME: {seen:?}");
+        ensure!(!has_flow(port)?, "a repeated RESUME left a flow");
+        ensure!(stage.heard()? == heard, "the thief was heard: {:?}", stage.server.events()?);
+    }
     Ok(())
 }
 

@@ -16,7 +16,7 @@ pub const ECHO: u16 = 8020;
 const SINK: u16 = 8021;
 /// The processor of client and server, the same in every arm. One for both: woken across processors, they would measure how fast a
 /// sleeping one gets up, and whatever keeps it awake would make connections faster.
-const PROCESSOR: &str = "1";
+pub const PROCESSOR: &str = "1";
 
 /// Sizes of tables.
 pub struct Sizes {
@@ -68,6 +68,8 @@ pub enum Guard {
     Enforcer(usize),
     /// A stateful nftables ruleset on each host, with so many rules; the last one lets the connection pass.
     Nftables(usize),
+    /// The server's host answers SYNs by itself, with cookies, and hands on connections of those who echo them.
+    Synproxy,
     /// Every SYN waits for a program's verdict, at the client's host and at the server's.
     Nfqueue,
     /// A tunnel by Nebula, AES-256-GCM.
@@ -113,6 +115,13 @@ impl Arm {
             Guard::Nftables(rules) => {
                 for (host, hook) in [(&a, "output"), (&b, "input")] {
                     apply(host, &ruleset(hook, rules))?;
+                }
+            }
+            Guard::Synproxy => {
+                // Connections are what SYNPROXY began, nothing else.
+                apply(&b, SYNPROXY)?;
+                for (name, value) in [("netfilter/nf_conntrack_tcp_loose", "0"), ("ipv4/tcp_syncookies", "2")] {
+                    b.sysctl(&format!("net/{name}"), value)?;
                 }
             }
             Guard::Nfqueue => {
@@ -192,6 +201,20 @@ impl Arm {
         Ok(process)
     }
 
+    /// Link-layer address of the server's interface.
+    ///
+    /// # Errors
+    /// It cannot be asked for.
+    pub fn link_address_of_server(&self) -> Result<[u8; 6]> {
+        let shown = self.b.exec(&["ip", "-o", "link", "show", "eth0"])?;
+        let text = shown.ok()?.split("link/ether ").nth(1).context("eth0 has no link-layer address")?;
+        let mut address = [0; 6];
+        for (place, digits) in address.iter_mut().zip(text.split([':', ' '])) {
+            *place = u8::from_str_radix(digits, 16).context("no link-layer address")?;
+        }
+        Ok(address)
+    }
+
     /// One connection of a process of its own.
     ///
     /// # Errors
@@ -246,6 +269,17 @@ fn ruleset(hook: &str, rules: usize) -> String {
     let _ = writeln!(text, "  ip saddr 10.77.0.0/24 tcp dport {{ {ECHO}, {SINK} }} accept\n }}\n}}");
     text
 }
+
+/// As nftables' own documentation has it: SYNs are not tracked before they are proven.
+const SYNPROXY: &str = "table inet bench {
+ chain early { type filter hook prerouting priority raw; tcp dport 8020 tcp flags syn notrack; }
+ chain guard {
+  type filter hook input priority 0;
+  tcp dport 8020 ct state invalid,untracked synproxy mss 1460 wscale 7 timestamp sack-perm
+  ct state invalid drop
+ }
+}
+";
 
 fn apply(host: &Host, rules: &str) -> Result<()> {
     let file = host.directory().join("rules.nft");

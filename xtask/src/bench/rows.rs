@@ -29,6 +29,16 @@ const TARGETS: &[(&str, Target)] = &[
     ("upgrade_p99_ms", Target::AtMost(5.0)),
     ("suggest_1m_s", Target::AtMost(10.0)),
     ("suggest_1m_mib", Target::AtMost(500.0)),
+    ("flood_syn", Target::AtLeast(0.8)),
+    ("flood_syn_option", Target::AtLeast(0.8)),
+    ("flood_replayed_resume", Target::AtLeast(0.8)),
+    ("flood_forged_resume", Target::AtLeast(0.8)),
+    ("flood_unknown_resume", Target::AtLeast(0.8)),
+    ("flood_hello", Target::AtLeast(0.8)),
+    ("flood_hello_spoofed", Target::AtLeast(0.8)),
+    ("flood_hello_signature", Target::AtLeast(0.8)),
+    ("flood_confirm", Target::AtLeast(0.8)),
+    ("flood_fragments", Target::AtLeast(0.8)),
 ];
 
 /// Rows that every whole run must have.
@@ -73,6 +83,16 @@ const PROMISED: &[&str] = &[
     "agent_rss_100k_mib",
     "upgrade_ms",
     "upgrade_p99_ms",
+    "flood_syn",
+    "flood_syn_option",
+    "flood_replayed_resume",
+    "flood_forged_resume",
+    "flood_unknown_resume",
+    "flood_hello",
+    "flood_hello_spoofed",
+    "flood_hello_signature",
+    "flood_confirm",
+    "flood_fragments",
 ];
 
 #[derive(Clone, Copy)]
