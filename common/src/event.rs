@@ -12,9 +12,10 @@ pub const HELD_HELLO_REPLY: u32 = 2;
 /// An authenticated packet whose pair of identities has not been judged yet; handed back unchanged once it is.
 pub const HELD_JUDGE: u32 = 3;
 
-/// A SYN of a local PU whose identity is not complete yet.
+/// A SYN of a local PU whose identity is not complete yet, or of a process or cgroup that is not sorted out yet
+/// ([`PU_UNSORTED`](crate::abi::PU_UNSORTED)).
 pub const HELD_OUTGOING: u32 = 5;
-/// A SYN toward a PU of this host whose identity is not complete yet; handed back unchanged once it is.
+/// A SYN toward such a PU or listener of this host; handed back unchanged once it is what it will be.
 pub const HELD_INCOMING: u32 = 6;
 /// A peer's PU has new tags, or a peer has heard of those of ours.
 pub const HELD_UPDATE: u32 = 7;
@@ -41,9 +42,10 @@ pub struct Held {
     pub at_pu_interface: u32,
     /// PU of this host it is for.
     pub pu: u32,
-    /// Subject of the pair to judge. Of [`HELD_QUESTION`] and [`HELD_ANSWER`]: bytes of the whole frame.
+    /// Subject of the pair to judge. Of [`HELD_QUESTION`] and [`HELD_ANSWER`]: bytes of the whole frame. Of [`HELD_OUTGOING`]
+    /// from what is not sorted out: the lower half of the socket's cookie.
     pub subject: u32,
-    /// Object of the pair to judge.
+    /// Object of the pair to judge, or the upper half of that cookie.
     pub object: u32,
     /// Where in the frame `frame` begins; zero but for later parts.
     pub offset: u32,

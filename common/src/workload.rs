@@ -20,6 +20,31 @@ pub const WATCH_EXEC: u32 = 1;
 pub const WATCH_CGROUPS: u32 = 2;
 /// The agent is told when a process of a PU executes a program.
 pub const WATCH_PUS: u32 = 4;
+/// Cgroups that are named after a container are sorted out when they are made.
+pub const WATCH_CONTAINERS: u32 = 8;
+
+/// Hexadecimal digits of a container's id.
+pub const CONTAINER_ID: usize = 64;
+/// What may follow on the id in the name of a container's cgroup.
+pub const CONTAINER_SCOPE: &[u8; 6] = b".scope";
+/// What the bytes of eight digits `0-9a-f` have in common: the result of [`hex_digits`].
+pub const ALL_HEX: u64 = u64::from_ne_bytes([0x80; 8]);
+
+/// Which of eight bytes are digits `0-9a-f`: their highest bit is set, all others are clear. Without branches, of which the
+/// verifier would walk every way.
+pub const fn hex_digits(bytes: u64) -> u64 {
+    const fn each(byte: u8) -> u64 {
+        u64::from_ne_bytes([byte; 8])
+    }
+    const fn at_least(ascii: u64, first: u8) -> u64 {
+        ascii.wrapping_add(each(0x80 - first))
+    }
+    // Bytes of ASCII do not carry into the next; from 128 on they are no digits whatever happens to them.
+    let ascii = bytes & each(0x7f);
+    let digit = at_least(ascii, b'0') & !at_least(ascii, b'9' + 1);
+    let letter = at_least(ascii, b'a') & !at_least(ascii, b'f' + 1);
+    (digit | letter) & !bytes & ALL_HEX
+}
 
 /// The one entry of the map `WATCH`; written by the agent only.
 #[repr(C)]
@@ -63,6 +88,10 @@ pub struct Offsets {
     pub sb_dev: u32,
     /// `kernfs_node.name`
     pub kernfs_node_name: u32,
+    /// `cgroup.root`
+    pub cgroup_root: u32,
+    /// `cgroup_root.hierarchy_id`
+    pub root_hierarchy: u32,
 }
 
 /// A pattern of the map `CGROUP_PATTERNS`: how a path begins, how its last name begins and how it ends, as words of which only
@@ -152,4 +181,25 @@ pub struct WorkloadEvent {
     pub path_len: u32,
     /// The cgroup's path in the whole hierarchy ([`WORKLOAD_CGROUP`]).
     pub path: [u8; PATH_MAX],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_told_from_everything_else() {
+        for byte in 0..=u8::MAX {
+            let digit = matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+            for other in [b'0', b'f', b'/', 0, 0xff] {
+                for place in 0..8 {
+                    let mut bytes = [other; 8];
+                    bytes[place] = byte;
+                    let said = hex_digits(u64::from_ne_bytes(bytes)).to_ne_bytes();
+                    assert_eq!(said[place], if digit { 0x80 } else { 0 }, "{byte:#x} among {other:#x}");
+                }
+            }
+        }
+        assert_eq!(hex_digits(u64::from_ne_bytes(*b"09afbc12")), ALL_HEX);
+    }
 }

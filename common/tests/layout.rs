@@ -61,11 +61,11 @@ fn events() {
 #[test]
 fn workloads() {
     layout!(
-        Offsets, 40,
+        Offsets, 48,
         cgroup_kn @ 0, kernfs_node_id @ 4, task_tgid @ 8, binprm_file @ 12, file_inode @ 16, inode_ino @ 20, inode_sb @ 24,
-        inode_ctime_sec @ 28, sb_dev @ 32, kernfs_node_name @ 36,
+        inode_ctime_sec @ 28, sb_dev @ 32, kernfs_node_name @ 36, cgroup_root @ 40, root_hierarchy @ 44,
     );
-    layout!(Watch, 64, root @ 0, root_level @ 8, flags @ 12, patterns @ 16, unknown_file @ 20, offsets @ 24);
+    layout!(Watch, 72, root @ 0, root_level @ 8, flags @ 12, patterns @ 16, unknown_file @ 20, offsets @ 24);
     layout!(
         CgroupPattern, 512,
         prefix @ 0, prefix_mask @ 128, name @ 256, name_mask @ 320, suffix @ 384, suffix_mask @ 448,

@@ -1,6 +1,7 @@
 //! cgroup_mkdir: cgroups that are to become PUs are found before a process can enter them.
 //!
-//! A pattern is a beginning and an end here: what it takes too much the agent lets go as soon as it has looked.
+//! A pattern is a beginning and an end here: what it takes too much the agent lets go as soon as it has looked. Cgroups of
+//! containers are known by their names: `ID`, `ENGINE-ID`, and with `.scope` behind where systemd makes them.
 
 use aya_ebpf::{
     bindings::BPF_RB_FORCE_WAKEUP, helpers::generated::bpf_probe_read_kernel_str, macros::raw_tracepoint,
@@ -9,8 +10,8 @@ use aya_ebpf::{
 use common::{
     abi::{LOSS_WORKLOADS, PU_UNSORTED},
     workload::{
-        CGROUP_PATTERNS as PATTERNS, CgroupPattern, FileKey, NAME_WORDS, PATH_MAX, PREFIX_WORDS, SUFFIX_WORDS,
-        WATCH_CGROUPS, WORKLOAD_CGROUP,
+        ALL_HEX, CGROUP_PATTERNS as PATTERNS, CONTAINER_ID, CONTAINER_SCOPE, CgroupPattern, FileKey, NAME_WORDS,
+        PATH_MAX, PREFIX_WORDS, SUFFIX_WORDS, WATCH_CGROUPS, WATCH_CONTAINERS, WORKLOAD_CGROUP, hex_digits,
     },
 };
 
@@ -36,7 +37,7 @@ pub struct Path {
 #[raw_tracepoint(tracepoint = "cgroup_mkdir")]
 pub fn cgroup_mkdir(ctx: RawTracePointContext) -> i32 {
     let Some(watch) = WATCH.get(0) else { return 0 };
-    if watch.flags & WATCH_CGROUPS == 0 {
+    if watch.flags & (WATCH_CGROUPS | WATCH_CONTAINERS) == 0 {
         return 0;
     }
     // SAFETY: the arguments of this tracepoint are `struct cgroup *` and the path as text.
@@ -44,10 +45,16 @@ pub fn cgroup_mkdir(ctx: RawTracePointContext) -> i32 {
     let Some(path) = PATH_SCRATCH.get_ptr_mut(0) else { return 0 };
     // SAFETY: this CPU's own slot, and interrupts are off while this tracepoint runs.
     let path = unsafe { &mut *path };
+    // Version 2 has the number 0. The ids of other hierarchies are others' there.
+    if read::<u32>(read::<u64>(cgroup, watch.offsets.cgroup_root), watch.offsets.root_hierarchy) != 0 {
+        return 0;
+    }
     let node = read::<u64>(cgroup, watch.offsets.cgroup_kn);
     let name = read::<u64>(node, watch.offsets.kernfs_node_name);
     let Some(len) = take(path, text, name) else { return 0 };
-    if !matches_any(path, watch.patterns) {
+    let meant = watch.flags & WATCH_CGROUPS != 0 && matches_any(path, watch.patterns)
+        || watch.flags & WATCH_CONTAINERS != 0 && is_containers(path, len as usize);
+    if !meant {
         return 0;
     }
     let id = read::<u64>(node, watch.offsets.kernfs_node_id);
@@ -81,16 +88,51 @@ fn take(path: &mut Path, text: u64, name: u64) -> Option<u32> {
     // SAFETY: the bytes before the path and the path are one array, of which `len + TAIL` bytes are there.
     let end = unsafe { path.before.as_ptr().cast::<u8>().add(len & (PATH_MAX - 1)) };
     for word in 0..SUFFIX_WORDS {
-        let mut bytes = 0_u64;
-        for byte in 0..8 {
-            // SAFETY: as above.
-            let value = unsafe { *end.add(word * 8 + byte) };
-            bytes |= u64::from(value) << (if cfg!(target_endian = "little") { byte * 8 } else { 56 - byte * 8 });
-        }
-        path.tail[word] = bytes;
+        // SAFETY: as above.
+        path.tail[word] = unsafe { unaligned(end.add(word * 8)) };
     }
     const { assert!(TAIL == size_of::<[u64; SUFFIX_WORDS]>()) };
     Some(len as u32)
+}
+
+/// Eight bytes, wherever they lie.
+///
+/// # Safety
+/// They must be there.
+#[inline(always)]
+unsafe fn unaligned(from: *const u8) -> u64 {
+    let mut bytes = 0_u64;
+    for byte in 0..8 {
+        // SAFETY: the caller says that they are there.
+        let value = unsafe { *from.add(byte) };
+        bytes |= u64::from(value) << (if cfg!(target_endian = "little") { byte * 8 } else { 56 - byte * 8 });
+    }
+    bytes
+}
+
+/// Whether the path ends with the id of a container, as the agent will look for it.
+#[inline(never)]
+fn is_containers(path: &Path, len: usize) -> bool {
+    const SCOPE: usize = CONTAINER_SCOPE.len();
+    const { assert!(CONTAINER_ID == TAIL && SCOPE < SUFFIX_WORDS * 8) };
+    // SAFETY: as in `take`; what is looked at further before is a part of the path's last name.
+    let mut id = unsafe { path.before.as_ptr().cast::<u8>().add(len & (PATH_MAX - 1)) };
+    let mut scope = true;
+    for (at, byte) in CONTAINER_SCOPE.iter().enumerate() {
+        // SAFETY: as above.
+        scope &= unsafe { *id.add(TAIL - SCOPE + at) } == *byte;
+    }
+    if scope {
+        // SAFETY: as above.
+        id = unsafe { id.sub(SCOPE) };
+    }
+    let mut digits = ALL_HEX;
+    for word in 0..CONTAINER_ID / 8 {
+        // SAFETY: as above.
+        digits &= hex_digits(unsafe { unaligned(id.add(word * 8)) });
+    }
+    // SAFETY: as above.
+    digits == ALL_HEX && matches!(unsafe { *id.sub(1) }, b'/' | b'-')
 }
 
 #[inline(always)]

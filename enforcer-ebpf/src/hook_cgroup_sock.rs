@@ -38,12 +38,14 @@ pub fn sock_create(ctx: SockContext) -> i32 {
         return ALLOW;
     }
     let mut pu = cgroup_pu();
+    let mut sorted = pu != PU_UNSORTED;
     if pu == UNMANAGED {
         pu = unsorted_or_host();
-        // What lives in a namespace of its own is another's to manage.
-        if pu != UNMANAGED && is_elsewhere(&ctx) {
-            pu = UNMANAGED;
-        }
+        sorted = false;
+    }
+    // What lives in a namespace of its own is another's to manage.
+    if pu != UNMANAGED && !sorted && is_elsewhere(&ctx) {
+        pu = UNMANAGED;
     }
     if pu != UNMANAGED && !is_withdrawn(pu) && !is_enforceable(&ctx) {
         return REFUSE;

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{EbpfContext, bindings::xdp_action, btf_maps::lpm_trie::Key, macros::xdp, programs::XdpContext};
 use common::{
-    abi::{CONFIG_STRANGERS_REJECT, Config},
+    abi::{CONFIG_STRANGERS_REJECT, Config, PU_UNSORTED},
     addr_v4,
     drop_reason::Reason,
     flow::{FlowKey, SERVER},
@@ -106,7 +106,8 @@ fn stranger(ctx: &XdpContext, config: &Config, ip: &Ip, key: &FlowKey) -> Option
         return None;
     }
     let pu = listening(ctx, ip, key)?;
-    if is_observed(pu) || is_withdrawn(pu) {
+    // A listener that was not sorted out when it began to listen is something else by now.
+    if pu == PU_UNSORTED || is_observed(pu) || is_withdrawn(pu) {
         return None;
     }
     if NETWORKS.get(&Key::new(128, ip.src)).is_some_and(|network| network.external != 0) {

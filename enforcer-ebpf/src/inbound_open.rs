@@ -2,7 +2,7 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use common::{
-    abi::CONFIG_STRANGERS_REJECT,
+    abi::{CONFIG_STRANGERS_REJECT, PU_UNSORTED},
     drop_reason::Reason,
     event::{HELD_HELLO, HELD_INCOMING, HELD_JUDGE},
     flow::{ESTABLISHED, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_RESUME, SERVER, SYN_RECEIVED, SYN_SENT},
@@ -103,6 +103,9 @@ fn is_repeated(packet: &Packet, flow: &Flow) -> bool {
 
 #[inline(never)]
 fn judge_syn(packet: &Packet, pu: u32, parties: &mut Parties) -> Result<Outcome, Refusal> {
+    if pu == PU_UNSORTED {
+        return to_agent(packet, HELD_INCOMING, pu, 0, 0);
+    }
     let info = pu_info(pu).ok_or(Refusal::new(Outcome::Drop, Reason::NoCredential))?;
     parties.local_identity = info.identity;
     if !is_complete(info) {

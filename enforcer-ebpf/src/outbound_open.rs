@@ -1,6 +1,8 @@
 //! A PU opens a connection: external network, RESUME, or HELLO.
 
-use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::{
+    EbpfContext, btf_maps::lpm_trie::Key, helpers::generated::bpf_get_socket_cookie, programs::TcContext,
+};
 use common::{
     abi::PU_UNSORTED,
     drop_reason::Reason,
@@ -16,7 +18,7 @@ use common::{
 use crate::{
     attribute::{Source, ifindex, is_complete, observes, pu_info},
     cleared::cleared,
-    emit::{At, Hold, Parties, count_handshake, count_reason, hold, now, refused},
+    emit::{Hold, Parties, count_handshake, count_reason, hold, now},
     flow_table::{account_out, coarse_now, enter, remove},
     judge::{Verdict, judge},
     maps::{CREDENTIALS, KNOWN_TO_PEER, NETWORKS, PEER_ADDRS, SESSIONS},
@@ -36,14 +38,16 @@ pub fn open(packet: &Packet, pu: u32, existing: Option<&mut Flow>) -> i32 {
     cleared!(parties: Parties);
     parties.pu = pu;
     if pu == PU_UNSORTED {
-        // By the time TCP sends it again it is known what this is.
+        // What it will be, its socket will say.
         remove(packet.key);
-        refused(packet.key, parties, Reason::PuIncomplete, At { role: CLIENT, inbound: false, by_peer: false });
-        return DROP;
+        return match packet.tcp.option {
+            Some(_) => refuse_locally(packet, parties, Reason::ForgedByPu),
+            None => wait(packet, parties, socket_cookie(packet.ctx)),
+        };
     }
     match try_open(packet, pu, existing, parties) {
         Ok(()) => PASS,
-        Err(Reason::PuIncomplete) => wait(packet, parties),
+        Err(Reason::PuIncomplete) => wait(packet, parties, 0),
         Err(reason) => {
             remove(packet.key);
             refuse_locally(packet, parties, reason)
@@ -51,20 +55,27 @@ pub fn open(packet: &Packet, pu: u32, existing: Option<&mut Flow>) -> i32 {
     }
 }
 
-/// The agent keeps the SYN until it is known what the PU is.
+/// The agent keeps the SYN until it is known what the PU is, or the socket.
 #[inline(never)]
-fn wait(packet: &Packet, parties: &Parties) -> i32 {
+fn wait(packet: &Packet, parties: &Parties, cookie: u64) -> i32 {
     let what = Hold {
         kind: HELD_OUTGOING,
         pu: parties.pu,
-        subject: parties.local_identity,
-        object: 0,
+        subject: cookie as u32,
+        object: (cookie >> 32) as u32,
         at_pu_interface: packet.source == Source::Interface,
     };
     match hold(packet.ctx, packet.key, &what) {
         Ok(()) => DROP,
         Err(reason) => refuse_locally(packet, parties, reason),
     }
+}
+
+/// The number of the socket that sends, under which the agent knows it too.
+#[inline(always)]
+fn socket_cookie(ctx: &TcContext) -> u64 {
+    // SAFETY: a helper call on our own context.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
 }
 
 #[inline(always)]

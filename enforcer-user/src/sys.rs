@@ -88,17 +88,28 @@ pub fn netns_cookie() -> io::Result<u64> {
 /// # Errors
 /// `ENOTSOCK`, `EBADF`.
 pub fn socket_netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    match cookie(socket, SO_NETNS_COOKIE) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(0),
+        other => other,
+    }
+}
+
+/// Cookie of a socket (`SO_COOKIE`), as `bpf_get_socket_cookie` gives it.
+///
+/// # Errors
+/// `ENOTSOCK`, `EBADF`.
+pub fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    cookie(socket, libc::SO_COOKIE)
+}
+
+fn cookie(socket: BorrowedFd<'_>, option: i32) -> io::Result<u64> {
     let mut cookie = 0u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the descriptor is open, and the pointers are to writable memory of the size given.
     let result = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len)
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw mut cookie).cast(), &raw mut len)
     };
-    match result {
-        0 => Ok(cookie),
-        _ if io::Error::last_os_error().raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(0),
-        _ => Err(io::Error::last_os_error()),
-    }
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 /// `asm-generic/socket.h`.

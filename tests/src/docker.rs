@@ -125,6 +125,13 @@ impl Docker {
         self.host.exec_within(&line, Duration::from_secs(60))
     }
 
+    /// Starts `docker ARGS` and does not wait for its end.
+    pub fn start_client(&self, args: &[&str]) -> Result<Proc> {
+        let client = self.client();
+        let line: Vec<&str> = client.iter().map(String::as_str).chain(args.iter().copied()).collect();
+        self.host.spawn(&line)
+    }
+
     /// Makes an image from scratch of programs and all the libraries they need; `extra` are files to copy as they are.
     pub fn image(&self, name: &str, programs: &[&str], extra: &[(&str, &str)]) -> Result<()> {
         let root = self.directory.join(format!("image-{}", name.replace([':', '/'], "-")));

@@ -63,16 +63,25 @@ impl Place {
 
     /// Waits until somebody listens on a TCP port of this place's network namespace.
     pub fn wait_for_listener(&self, port: u16, limit: Duration) -> Result<()> {
+        self.wait_for_socket(&format!("listens on port {port}"), limit, |line| is_listener(line, port))
+    }
+
+    /// Waits until somebody here has sent a SYN to a port, and has no answer.
+    pub fn wait_for_syn(&self, port: u16, limit: Duration) -> Result<()> {
+        self.wait_for_socket(&format!("connects to port {port}"), limit, |line| is_connecting(line, port))
+    }
+
+    fn wait_for_socket(&self, what: &str, limit: Duration, is_it: impl Fn(&str) -> bool) -> Result<()> {
         let deadline = Instant::now() + limit;
         loop {
             let tables = self.netns.enter(|| {
                 let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"));
                 Ok(read("tcp")? + &read("tcp6")?)
             })?;
-            if tables.lines().any(|line| is_listener(line, port)) {
+            if tables.lines().any(&is_it) {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "nobody listens on port {port} of {} after {limit:?}", self.netns.name);
+            ensure!(Instant::now() < deadline, "nobody {what} in {} after {limit:?}", self.netns.name);
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -239,6 +248,13 @@ fn is_listener(line: &str, port: u16) -> bool {
     let mut fields = line.split_whitespace().skip(1);
     let (local, state) = (fields.next().unwrap_or_default(), fields.nth(1));
     local.ends_with(&format!(":{port:04X}")) && state == Some("0A")
+}
+
+/// Whether it is a socket in state SYN_SENT (02) toward this port.
+fn is_connecting(line: &str, port: u16) -> bool {
+    let mut fields = line.split_whitespace().skip(2);
+    let (remote, state) = (fields.next().unwrap_or_default(), fields.next());
+    remote.ends_with(&format!(":{port:04X}")) && state == Some("02")
 }
 
 fn wait_within(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {

@@ -41,6 +41,9 @@ pub struct Attempt {
     pub micros: u64,
     /// Microseconds until the reply (or its absence) was known; the same as `micros` if nothing was sent.
     pub total_micros: u64,
+    /// How often TCP sent anything again: its SYN, before there was an answer.
+    #[serde(default)]
+    pub retransmissions: u32,
     /// When connect(2) had its answer, Unix microseconds.
     pub answered_at: u64,
     /// The socket's own address and port.

@@ -1,8 +1,11 @@
 //! Docker containers as PUs: a real dockerd, real containers.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
-use tests::{Container, Docker, Host, IMAGE, Lab, Outcome};
+use tests::{AGENT_TIMEOUT, Attempt, Container, Counters, Docker, Host, IMAGE, Lab, Outcome, Proc};
 
 const POLICY: &str = "name: tiers
 rules:
@@ -21,12 +24,16 @@ struct Stage {
 impl Stage {
     /// Host `a` with a dockerd, an enforcer that follows it and the network `one`; host `b` with an enforcer.
     fn new(name: &str) -> Result<Self> {
+        Self::with(name, "")
+    }
+
+    fn with(name: &str, config: &str) -> Result<Self> {
         let lab = Lab::new(name)?;
         lab.write_policy("tiers.yaml", POLICY)?;
         let (a, b) = (lab.host("a")?, lab.host("b")?);
         let docker = Docker::start(&a)?;
         docker.network("one", "10.99.0.0/24", &[&b])?;
-        a.start_enforcer(&format!("datapath.interfaces = [\"auto\"]\n{}", docker.enforcer_config()))?;
+        a.start_enforcer(&format!("datapath.interfaces = [\"auto\"]\n{config}{}", docker.enforcer_config()))?;
         Ok(Self { docker, a, b, lab })
     }
 
@@ -187,6 +194,101 @@ fn containers_on_the_hosts_network_are_pus_by_their_cgroup() -> Result<()> {
     let shares = stage.docker.idle("shares", &["--network", "container:client", "--label", "app=other"])?;
     stage.a.wait_for_pus(&["server", "client", "other", "shares"])?;
     assert_refused(&stage, &shares, &to)?;
+    Ok(())
+}
+
+/// An answer of `lab-tool connect` on a process's output.
+fn attempt(stage: &Stage, process: &mut Proc) -> Result<Attempt> {
+    let ended = process.wait(Duration::from_secs(30))?;
+    ensure!(ended.is_some(), "it does not end: {}\n{}", process.stderr(), stage.why());
+    let said: Value = serde_json::from_str(&process.stdout())
+        .with_context(|| format!("{}\n{}", process.stderr(), stage.why()))?;
+    Ok(serde_json::from_value(said["attempts"][0].clone())?)
+}
+
+#[test]
+fn on_the_hosts_network_the_first_packet_is_the_pus_whatever_the_agent_does() -> Result<()> {
+    let stage = Stage::with("dkstop", "datapath.agent_timeout = \"60s\"\ntags.wait = \"20s\"\n")?;
+    let (a, b) = (&stage.a, &stage.b);
+    let open = b.serve(&["--listen", "[::]:8020"])?;
+    let (_server, to) = stage.server()?;
+    let run = |app: &str, to: &str| {
+        let label = format!("app={app}");
+        let line = ["run", "--rm", "--network", "host", "--label", &label, IMAGE, "lab-tool", "connect", to];
+        stage.docker.start_client(&[&line[..], &["--payload", "ping", "--timeout", "20000"]].concat())
+    };
+    // The agent hears of the container only after its program has called.
+    let late = |app: &str, to: &str| -> Result<(Attempt, Counters)> {
+        a.counters()?;
+        let before = a.counters()?;
+        a.signal_enforcer(Signal::SIGSTOP)?;
+        let called = run(app, to).and_then(|process| {
+            a.wait_for_syn(8020, Duration::from_secs(20))?;
+            Ok(process)
+        });
+        a.signal_enforcer(Signal::SIGCONT)?;
+        let attempt = attempt(&stage, &mut called?)?;
+        Ok((attempt, &a.counters()? - &before))
+    };
+    let (allowed, counters) = late("client", &to)?;
+    let said = (allowed.outcome, allowed.reply.as_str());
+    ensure!(said == (Outcome::Ok, "ping"), "{allowed:?}\n{}", stage.why());
+    ensure!(counters.refusals().is_empty(), "{:?}", counters.refusals());
+    let (denied, counters) = late("other", &to)?;
+    ensure!(denied.outcome == Outcome::Refused, "{denied:?}\n{}", stage.why());
+    ensure!(counters.verdicts_in("no_rule") == 1 && counters.refusals().len() == 1, "{:?}", counters.refusals());
+    // To where anything unmanaged gets.
+    let (denied, _) = late("other", &b.socket_v4(8020))?;
+    ensure!(denied.outcome != Outcome::Ok, "{denied:?}\n{}", stage.why());
+    assert_eq!(open.accepted()?, 0);
+
+    // A cgroup that is called like a container's, which dockerd does not know.
+    let id = "5".repeat(64);
+    let cgroup = a.cgroup().join(format!("other-engine/{id}"));
+    a.counters()?;
+    let before = a.counters()?;
+    a.signal_enforcer(Signal::SIGSTOP)?;
+    let called = std::fs::create_dir_all(&cgroup).map_err(anyhow::Error::from).and_then(|()| {
+        let line = ["connect", &b.socket_v4(8020), "--payload", "ping", "--timeout", "20000"];
+        let process = a.in_cgroup(&cgroup).spawn_tool(&line)?;
+        a.wait_for_syn(8020, Duration::from_secs(20))?;
+        Ok(process)
+    });
+    a.signal_enforcer(Signal::SIGCONT)?;
+    let foreign = attempt(&stage, &mut called?)?;
+    let said = (foreign.outcome, foreign.reply.as_str());
+    ensure!(said == (Outcome::Ok, "ping"), "{foreign:?}\n{}", stage.why());
+    let counters = &a.counters()? - &before;
+    ensure!(counters.refusals().is_empty(), "{:?}", counters.refusals());
+    assert_eq!(open.accepted()?, 1);
+    Ok(())
+}
+
+#[test]
+fn without_an_agent_what_starts_on_the_hosts_network_is_refused() -> Result<()> {
+    let stage = Stage::new("dknone")?;
+    let (a, b) = (&stage.a, &stage.b);
+    let open = b.serve(&["--listen", "[::]:8020"])?;
+    a.counters()?;
+    let before = a.counters()?;
+    a.signal_enforcer(Signal::SIGSTOP)?;
+    let calls = |network: &str| -> Result<Attempt> {
+        let line = ["run", "--rm", "--network", network, IMAGE, "lab-tool", "connect", &b.socket_v4(8020)];
+        let mut process = stage.docker.start_client(&[&line[..], &["--payload", "ping", "--timeout", "8000"]].concat())?;
+        attempt(&stage, &mut process)
+    };
+    let tried = (|| {
+        std::thread::sleep(AGENT_TIMEOUT + Duration::from_millis(200));
+        Ok::<_, anyhow::Error>((calls("host")?, calls("one")?))
+    })();
+    a.signal_enforcer(Signal::SIGCONT)?;
+    let (refused, elsewhere) = tried?;
+    ensure!((refused.outcome, refused.retransmissions) == (Outcome::Refused, 0), "{refused:?}\n{}", stage.why());
+    // Its network namespace is its own: that its cgroup is stopped does not matter there.
+    ensure!(elsewhere.outcome == Outcome::Ok, "{elsewhere:?}\n{}", stage.why());
+    assert_eq!(open.accepted()?, 1);
+    let counters = &a.counters()? - &before;
+    ensure!(counters.verdicts_out("agent_down") == 1, "{:?}", counters.refusals());
     Ok(())
 }
 

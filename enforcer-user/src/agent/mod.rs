@@ -24,6 +24,7 @@ mod sink;
 mod sources;
 mod state;
 mod trial;
+mod unsorted;
 mod updates;
 mod upkeep;
 mod views;

@@ -11,6 +11,7 @@ use crate::{
     probe::mounts,
     workload::{
         Extractor, Pipeline, PuSink, Source, Stop,
+        container_common::Stopped,
         cri::Cri,
         docker::Docker,
         finder::Finder,
@@ -43,15 +44,17 @@ pub(super) fn start(shared: &Arc<Shared>) -> anyhow::Result<Running> {
     extractors.extend(shared.facts.extractors());
     let pipeline = Arc::new(Pipeline::start(Arc::new(Sink(shared.clone())), extractors)?);
     let _ = shared.pipeline.set(Arc::downgrade(&pipeline));
-    let mut finder = Finder::new(config, shared.maps.clone(), pipeline.clone())?;
+    let stopped = Stopped::new(config.engines());
+    let mut finder = Finder::new(config, shared.maps.clone(), pipeline.clone(), stopped.clone())?;
     finder.prepare()?;
     let mut sources: Vec<Box<dyn Source>> = vec![Box::new(finder)];
     let mount = mounts::cgroup2()?.unwrap_or_else(|| root.clone());
     if config.docker.enabled {
-        sources.push(Box::new(Docker::new(config.docker.clone(), root.clone(), mount.clone())));
+        sources.push(Box::new(Docker::new(config.docker.clone(), root.clone(), mount.clone(), stopped.clone())));
     }
     if config.containerd.enabled {
-        sources.push(Box::new(Cri::new(config.containerd.clone(), root, mount, shared.facts.accounts())));
+        let accounts = shared.facts.accounts();
+        sources.push(Box::new(Cri::new(config.containerd.clone(), root, mount, accounts, stopped)));
     }
     sources.extend(shared.facts.sources());
     let mut running = Running { stop: Stop::default(), threads: Vec::new(), pipeline };

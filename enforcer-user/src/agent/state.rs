@@ -409,7 +409,7 @@ pub(super) fn configure_datapath(config: &Config, writer: &mut ConfigWriter) -> 
     if config.datapath.strangers == Strangers::Reject {
         flags |= abi::CONFIG_STRANGERS_REJECT;
     }
-    if !config.workload.is_empty() {
+    if !config.workload.is_empty() || config.engines() > 0 {
         flags |= abi::CONFIG_WATCHES;
     }
     let namespace = crate::sys::netns_cookie().context("the cookie of this network namespace")?;

@@ -17,7 +17,7 @@ use common::{
     identity::SessionPu,
 };
 
-use super::{Shared, clock, learn, names::Live, policy, pus, updates, waiting};
+use super::{Shared, clock, learn, names::Live, policy, pus, unsorted, updates, waiting};
 use crate::{
     link_net::Change,
     load::Considered,
@@ -63,14 +63,14 @@ pub(super) fn start(
     let stop = Arc::new(AtomicBool::new(false));
     let handshakes = Arc::new(handshakes);
     let mut upkeep = Upkeep { stop: stop.clone(), threads: Vec::new(), handshakes: handshakes.clone() };
-    let mut thread = |name: &str, patience: Duration, mut work: Box<dyn FnMut() + Send>| {
+    let mut thread = |name: &str, patience: Duration, pause: Duration, mut work: Box<dyn FnMut() + Send>| {
         let stopped = stop.clone();
         let turning = shared.pulse.expect(name, patience);
         let each_tick = move || {
             while !stopped.load(Ordering::Acquire) {
                 turning.turn();
                 work();
-                std::thread::sleep(TICK);
+                std::thread::sleep(pause);
             }
         };
         std::thread::Builder::new().name(name.into()).spawn(each_tick).map(|thread| upkeep.threads.push(thread))
@@ -83,14 +83,17 @@ pub(super) fn start(
         }
     };
     let patience = super::patience(&shared);
-    thread("heartbeat", patience, Box::new(heartbeat))?;
+    thread("heartbeat", patience, TICK, Box::new(heartbeat))?;
     // Of its own for the same reason: peers hear of changed tags within two seconds, whatever else is to do.
     let changing = shared.clone();
     let changes = move || {
         updates::tick(&changing);
         waiting::expire(&changing);
     };
-    thread("changes", patience, Box::new(changes))?;
+    thread("changes", patience, TICK, Box::new(changes))?;
+    let (sorting, mut noted) = (shared.clone(), 0);
+    let sorted_out = move || noted = unsorted::turn(&sorting, noted);
+    thread("unsorted", patience, Duration::ZERO, Box::new(sorted_out))?;
     let mut found = policy_seen.clone();
     let mut seen = policy_seen;
     let tended = shared.clone();
@@ -125,7 +128,7 @@ pub(super) fn start(
         tasks.iter_mut().for_each(|task| task.run_if_due(&tended));
     };
     // A policy of a hundred thousand rules takes its time.
-    thread("upkeep", patience.saturating_mul(6), Box::new(work))?;
+    thread("upkeep", patience.saturating_mul(6), TICK, Box::new(work))?;
     Ok(upkeep)
 }
 

@@ -1,4 +1,5 @@
-//! The first SYNs of PUs whose tags are not all known yet: kept for a moment, then sent on their way or refused.
+//! The first SYNs of PUs whose tags are not all known yet: kept for a moment, then sent on their way or refused. Those of
+//! sockets that are not even sorted out ([`unsorted`]) are kept with them.
 
 use std::{
     collections::HashMap,
@@ -7,10 +8,10 @@ use std::{
 };
 
 use common::{
-    abi::INJECT_INGRESS,
+    abi::{INJECT_INGRESS, PU_UNSORTED},
     drop_reason::Reason,
     event::{HELD_OUTGOING, Held},
-    flow::{CLIENT, ESTABLISHED, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_HELLO, SYN_SENT},
+    flow::{CLIENT, CUT, ESTABLISHED, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_HELLO, SYN_SENT},
     identity::NETWORK_IDENTITY,
     wire::{HELLO, OptionBytes},
 };
@@ -18,6 +19,7 @@ use common::{
 use super::{
     Shared,
     contact::{Refusal, internal, refuse},
+    unsorted,
 };
 use crate::{
     handshake::{Frame, build},
@@ -33,7 +35,7 @@ const IN_ALL: usize = 1024;
 pub(super) struct Waiting(Mutex<HashMap<u32, Vec<Held>>>);
 
 impl Waiting {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Vec<Held>>> {
+    pub fn lock(&self) -> MutexGuard<'_, HashMap<u32, Vec<Held>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -43,27 +45,35 @@ impl Waiting {
     }
 }
 
-/// A SYN to or from a PU that is not complete.
+/// A SYN to or from a PU that is not complete, or a socket that is not sorted out.
 pub(super) fn held(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal> {
+    if held.pu == PU_UNSORTED {
+        return unsorted::held(shared, held, frame);
+    }
     {
         let mut waiting = shared.waiting.lock();
         // Looked at under this lock, so that no SYN comes to wait after all were released.
         if !shared.state().pus.get(&held.pu).is_some_and(|pu| pu.complete) {
-            let in_all: usize = waiting.values().map(Vec::len).sum();
-            let of_pu = waiting.entry(held.pu).or_default();
-            if let Some(same) = of_pu.iter_mut().find(|same| same.key == held.key && same.kind == held.kind) {
-                // TCP sent it again; the time counts from the first.
-                *same = Held { time_ns: same.time_ns, ..*held };
-                return Ok(());
-            }
-            if of_pu.len() >= PER_PU || in_all >= IN_ALL {
-                return Err(Reason::PuIncomplete.into());
-            }
-            of_pu.push(*held);
-            return Ok(());
+            return keep(&mut waiting, held, PER_PU);
         }
     }
     go_on(shared, held, frame)
+}
+
+/// Lets a SYN wait with others of the same PU, up to so many.
+pub(super) fn keep(waiting: &mut HashMap<u32, Vec<Held>>, held: &Held, limit: usize) -> Result<(), Refusal> {
+    let in_all: usize = waiting.values().map(Vec::len).sum();
+    let of_pu = waiting.entry(held.pu).or_default();
+    if let Some(same) = of_pu.iter_mut().find(|same| same.key == held.key && same.kind == held.kind) {
+        // TCP sent it again; the time counts from the first.
+        *same = Held { time_ns: same.time_ns, ..*held };
+        return Ok(());
+    }
+    if of_pu.len() >= limit || in_all >= IN_ALL {
+        return Err(Reason::PuIncomplete.into());
+    }
+    of_pu.push(*held);
+    Ok(())
 }
 
 /// The PU is complete: what waited goes on.
@@ -76,12 +86,10 @@ pub(super) fn release(shared: &Shared, pu: u32) {
 
 /// Refuses what has waited for too long.
 pub(super) fn expire(shared: &Shared) {
-    let patience = shared.config.tags.wait;
     let now = sys::monotonic_ns();
-    let late = |held: &Held| Duration::from_nanos(now.saturating_sub(held.time_ns)) >= patience;
     let mut expired = Vec::new();
     shared.waiting.lock().retain(|_, waiting| {
-        expired.extend(waiting.extract_if(.., |held| late(held)));
+        expired.extend(waiting.extract_if(.., |held| is_late(shared, held, now)));
         !waiting.is_empty()
     });
     for held in expired {
@@ -89,7 +97,13 @@ pub(super) fn expire(shared: &Shared) {
     }
 }
 
-fn finish(shared: &Shared, held: &Held, step: impl Fn(&Shared, &Held, &Frame<'_>) -> Result<(), Refusal>) {
+/// Whether a SYN has waited for as long as one may.
+pub(super) fn is_late(shared: &Shared, held: &Held, now: u64) -> bool {
+    Duration::from_nanos(now.saturating_sub(held.time_ns)) >= shared.config.tags.wait
+}
+
+/// Takes a step with a SYN that has waited, and tells its sender if that leads nowhere.
+pub(super) fn finish(shared: &Shared, held: &Held, step: impl Fn(&Shared, &Held, &Frame<'_>) -> Result<(), Refusal>) {
     let bytes = held.frame.get(..held.len as usize).unwrap_or_default();
     // It was parsed when it came.
     let Ok(frame) = Frame::parse(bytes) else { return };
@@ -98,7 +112,7 @@ fn finish(shared: &Shared, held: &Held, step: impl Fn(&Shared, &Held, &Frame<'_>
     }
 }
 
-fn go_on(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal> {
+pub(super) fn go_on(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal> {
     if held.kind != HELD_OUTGOING {
         let onward = if held.at_pu_interface == 0 { INJECT_INGRESS } else { 0 };
         return shared.tap.inject(&build::complete(frame), held.ifindex, onward, 0).map_err(internal);
@@ -160,6 +174,13 @@ fn open(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal> 
             }
         }
     };
+    let present = shared.maps.flows.get(&held.key).map_err(internal)?;
+    if present.is_some_and(|present| {
+        (present.role, present.local_isn) == (CLIENT, flow.local_isn) && present.pu == flow.pu && present.state != CUT
+    }) {
+        // TCP has sent it again since the kernel knows what to do with it.
+        return Ok(());
+    }
     shared.maps.flows.insert(&held.key, &flow).map_err(internal)?;
     shared.tap.inject(&bytes, held.ifindex, 0, 0).map_err(internal)
 }

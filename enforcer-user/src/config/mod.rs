@@ -398,6 +398,11 @@ impl Config {
         Ok(self.cgroup_root()?.join(PU_CGROUPS))
     }
 
+    /// How many container engines are followed.
+    pub fn engines(&self) -> usize {
+        usize::from(self.docker.enabled) + usize::from(self.containerd.enabled)
+    }
+
     /// The directory of this version's pins.
     pub fn pin_dir(&self) -> PathBuf {
         self.paths.bpffs.join(common::abi::PIN_DIR)

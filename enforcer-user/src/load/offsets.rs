@@ -42,6 +42,8 @@ pub fn kernel_offsets() -> Result<Offsets, OffsetsError> {
         inode_ctime_sec: btf.offset("inode", &["i_ctime_sec", "__i_ctime", "i_ctime"], "inode.i_ctime_sec")?,
         sb_dev: btf.offset("super_block", &["s_dev"], "super_block.s_dev")?,
         kernfs_node_name: btf.offset("kernfs_node", &["name"], "kernfs_node.name")?,
+        cgroup_root: btf.offset("cgroup", &["root"], "cgroup.root")?,
+        root_hierarchy: btf.offset("cgroup_root", &["hierarchy_id"], "cgroup_root.hierarchy_id")?,
     })
 }
 

@@ -12,6 +12,7 @@ mod pairs;
 mod pus;
 mod shield;
 mod sockets;
+mod sorted_out;
 mod stats;
 mod table;
 
@@ -32,6 +33,7 @@ pub use pairs::{Pairs, PairsUse, intervals};
 pub use pus::{INDEX_MAX, Pus};
 pub use shield::{Budgets, ShieldWriter};
 pub use sockets::Sockets;
+pub use sorted_out::SortedOut;
 pub use stats::Stats;
 pub use table::Table;
 

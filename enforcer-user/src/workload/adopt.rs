@@ -133,7 +133,7 @@ impl Rest<'_> {
                     continue;
                 }
                 if sockets.get(socket.as_fd())?.unwrap_or(0) == self.from {
-                    sockets.insert(socket.as_fd(), self.to)?;
+                    sockets.remark(socket.as_fd(), self.from, self.to)?;
                     marked += 1;
                 }
             }
@@ -223,8 +223,9 @@ fn pass(
                 adopted.sockets += 1;
                 adopted.listeners.extend(listener(socket.as_fd()));
             }
-            if sockets.get(socket.as_fd())?.unwrap_or(0) != pu {
-                sockets.insert(socket.as_fd(), pu)?;
+            let present = sockets.get(socket.as_fd())?.unwrap_or(0);
+            if present != pu {
+                sockets.remark(socket.as_fd(), present, pu)?;
                 marked += 1;
             }
         }

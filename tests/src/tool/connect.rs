@@ -71,6 +71,7 @@ impl Connect {
             None => Err(Errno::EBADF),
         });
         let micros = micros_since(begin);
+        let retransmissions = stream.as_ref().map(socket::retransmissions).unwrap_or_default();
         let answered_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
         let local = stream.as_ref().and_then(|stream| stream.local_addr().ok());
         let mut reply = Vec::new();
@@ -88,6 +89,7 @@ impl Connect {
             errno,
             micros,
             total_micros: micros_since(begin),
+            retransmissions,
             answered_at: u64::try_from(answered_at).unwrap_or(u64::MAX),
             local: local.map(|local| local.to_string()).unwrap_or_default(),
             remote: self.to.to_string(),

@@ -45,6 +45,24 @@ pub(crate) fn finish(stream: &TcpStream, deadline: Instant) -> Result<(), Errno>
     }
 }
 
+/// How often TCP has sent something again (`TCP_INFO`).
+pub(crate) fn retransmissions(stream: &TcpStream) -> u32 {
+    // SAFETY: a structure of integers.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the pointers are to writable memory of the size given.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { info.tcpi_total_retrans } else { u32::MAX }
+}
+
 /// Waits for readiness; false if the deadline passed first.
 pub(crate) fn wait(stream: &TcpStream, what: PollFlags, deadline: Instant) -> Result<bool, Errno> {
     loop {

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::super::{PuSink, Stop};
-use super::{CgroupWatch, Tracker};
+use super::{CgroupWatch, Stopped, Tracker};
 use crate::link_net;
 
 /// Waiting time after an engine could not be reached, at first and at most.
@@ -35,8 +35,11 @@ pub struct Site<'a> {
     pub tracker: Tracker,
     /// The cgroups of containers.
     pub cgroups: CgroupWatch,
+    /// Containers that wait for what is said of them.
+    pub stopped: Stopped,
     /// Where PUs are told.
     pub sink: &'a dyn PuSink,
+    prefix: &'static str,
     changed: Arc<Notify>,
     _links: link_net::Watch,
 }
@@ -52,13 +55,16 @@ impl<'a> Site<'a> {
         cgroup_root: &Path,
         cgroup_mount: &Path,
         sink: &'a dyn PuSink,
+        stopped: Stopped,
     ) -> anyhow::Result<Self> {
         let changed = Arc::new(Notify::new());
+        stopped.wake(&changed);
         let (links, made) = (changed.clone(), changed.clone());
         let links = link_net::watch(move |_| links.notify_one()).context("watching interfaces")?;
         let cgroups = CgroupWatch::start(cgroup_root, move || made.notify_one())
             .with_context(|| format!("watching cgroups below {}", cgroup_root.display()))?;
-        Ok(Self { tracker: Tracker::new(prefix, cgroup_mount, sink)?, cgroups, sink, changed, _links: links })
+        let tracker = Tracker::new(prefix, cgroup_mount, sink)?;
+        Ok(Self { tracker, cgroups, stopped, sink, prefix, changed, _links: links })
     }
 
     /// Waits until interfaces or cgroups change.
@@ -70,6 +76,27 @@ impl<'a> Site<'a> {
     pub fn settle(&mut self) {
         if let Err(error) = self.tracker.settle(Some(&self.cgroups), self.sink) {
             tracing::warn!(%error, "interfaces cannot be listed");
+        }
+        for (container, _) in self.stopped.open(self.prefix) {
+            if let Some(by_cgroup) = self.tracker.is_by_cgroup(&container) {
+                self.stopped.known(&container, by_cgroup);
+            }
+        }
+    }
+
+    /// Containers that are stopped for so long at least, and of which nothing is known here.
+    pub fn unknown(&self, stopped_for: Duration) -> Vec<String> {
+        let open = self.stopped.open(self.prefix).into_iter();
+        let unknown = open.filter(|(container, since)| {
+            since.elapsed() >= stopped_for && self.tracker.is_by_cgroup(container).is_none()
+        });
+        unknown.map(|(container, _)| container).collect()
+    }
+
+    /// The engine knows nothing of a container.
+    pub fn disown(&self, container: &str) {
+        if !self.tracker.has(container) {
+            self.stopped.foreign(self.prefix, container);
         }
     }
 

@@ -10,11 +10,13 @@
 mod cgroups;
 mod follow;
 mod namespace;
+mod stopped;
 mod tracker;
 
 pub use cgroups::{CgroupWatch, container_of};
 pub use follow::{Engine, STOP_LOOK, Site, follow};
 pub use namespace::Namespace;
+pub use stopped::{Stopped, Verdict};
 pub use tracker::Tracker;
 
 use super::TagSource;

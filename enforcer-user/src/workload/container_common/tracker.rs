@@ -110,6 +110,21 @@ impl Tracker {
         self.units.contains_key(id)
     }
 
+    /// Whether a container is what it is by its cgroup; `None` if no unit has it, or that is not known yet.
+    pub fn is_by_cgroup(&self, container: &str) -> Option<bool> {
+        let tracked = self.units.values().find(|tracked| tracked.members.contains(container))?;
+        match tracked.unit.network {
+            Network::Own => Some(false),
+            Network::Host => Some(true),
+            Network::Shared => Some(Namespace::of_process(tracked.pid?).ok()?.is(&self.own)),
+        }
+    }
+
+    /// Whether a unit has this container.
+    pub fn has(&self, container: &str) -> bool {
+        self.units.values().any(|tracked| tracked.members.contains(container))
+    }
+
     /// A unit ended.
     pub fn end(&mut self, id: &str, sink: &dyn PuSink) {
         for key in self.units.remove(id).into_iter().flat_map(|tracked| tracked.pus.into_keys()) {

@@ -12,12 +12,12 @@ pub mod proto;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 use tonic::Streaming;
 
-use super::container_common::{Engine, Site, follow};
+use super::container_common::{Engine, Site, Stopped, follow};
 use super::{PuSink, Source, Stop};
 use crate::config::ContainerdConfig;
 use crate::facts::{Accounts, Claim, account};
@@ -34,19 +34,29 @@ use proto::{
 /// Keys of its PUs begin so.
 pub const PREFIX: &str = "pod:";
 
+/// A sandbox's cgroup is made so long before the sandbox is listed, at most.
+const LISTED_WITHIN: Duration = Duration::from_millis(500);
+
 /// The source.
 pub struct Cri {
     config: ContainerdConfig,
     cgroup_root: PathBuf,
     cgroup_mount: PathBuf,
     accounts: Accounts,
+    stopped: Stopped,
 }
 
 impl Cri {
     /// A source of this configuration; `cgroup_root` is where PUs may be, `cgroup_mount` what `/proc/PID/cgroup` is relative
-    /// to; `accounts` judges the tokens of service accounts.
-    pub fn new(config: ContainerdConfig, cgroup_root: PathBuf, cgroup_mount: PathBuf, accounts: Accounts) -> Self {
-        Self { config, cgroup_root, cgroup_mount, accounts }
+    /// to; `accounts` judges the tokens of service accounts, and `stopped` are containers that wait for what it says.
+    pub fn new(
+        config: ContainerdConfig,
+        cgroup_root: PathBuf,
+        cgroup_mount: PathBuf,
+        accounts: Accounts,
+        stopped: Stopped,
+    ) -> Self {
+        Self { config, cgroup_root, cgroup_mount, accounts, stopped }
     }
 }
 
@@ -57,7 +67,8 @@ impl Source for Cri {
 
     fn run(&mut self, sink: Arc<dyn PuSink>, stop: &Stop) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let mut site = Site::new(PREFIX, &self.cgroup_root, &self.cgroup_mount, &*sink)?;
+        let stopped = self.stopped.clone();
+        let mut site = Site::new(PREFIX, &self.cgroup_root, &self.cgroup_mount, &*sink, stopped)?;
         let mut following = Following { config: &self.config, accounts: &self.accounts, statuses: BTreeMap::new() };
         runtime.block_on(follow(&mut following, &mut site, stop));
         Ok(())
@@ -196,6 +207,7 @@ impl Following<'_> {
         self.statuses.retain(|id, _| present.contains(id));
         site.settle();
         site.tracker.only(&present, site.sink);
+        site.unknown(LISTED_WITHIN).iter().for_each(|container| site.disown(container));
         Ok(waits)
     }
 

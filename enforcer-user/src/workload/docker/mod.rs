@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::container_common::{Engine, STOP_LOOK, Site, follow};
+use super::container_common::{Engine, STOP_LOOK, Site, Stopped, follow};
 use super::{PuSink, Source, Stop};
 use crate::config::DockerConfig;
 
@@ -34,13 +34,14 @@ pub struct Docker {
     config: DockerConfig,
     cgroup_root: PathBuf,
     cgroup_mount: PathBuf,
+    stopped: Stopped,
 }
 
 impl Docker {
     /// A source of this configuration; `cgroup_root` is where PUs may be, `cgroup_mount` what `/proc/PID/cgroup` is relative
-    /// to.
-    pub fn new(config: DockerConfig, cgroup_root: PathBuf, cgroup_mount: PathBuf) -> Self {
-        Self { config, cgroup_root, cgroup_mount }
+    /// to; `stopped` are containers that wait for what it says.
+    pub fn new(config: DockerConfig, cgroup_root: PathBuf, cgroup_mount: PathBuf, stopped: Stopped) -> Self {
+        Self { config, cgroup_root, cgroup_mount, stopped }
     }
 }
 
@@ -51,7 +52,8 @@ impl Source for Docker {
 
     fn run(&mut self, sink: Arc<dyn PuSink>, stop: &Stop) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let mut site = Site::new(PREFIX, &self.cgroup_root, &self.cgroup_mount, &*sink)?;
+        let stopped = self.stopped.clone();
+        let mut site = Site::new(PREFIX, &self.cgroup_root, &self.cgroup_mount, &*sink, stopped)?;
         let api = Api::new(&self.config.socket);
         let mut following = Following { api, namespace: self.config.namespace.clone(), images: BTreeMap::new() };
         runtime.block_on(follow(&mut following, &mut site, stop));
@@ -88,6 +90,7 @@ impl Engine for Following {
                 () = sleep(pause) => {}
             }
             site.settle();
+            self.ask(site).await?;
             if listed.elapsed() > RESYNC {
                 self.list_networks(site).await?;
                 self.list_containers(site).await?;
@@ -125,6 +128,21 @@ impl Following {
         let listed: Vec<Listed> = self.api.get(&filter).await?;
         for container in listed.into_iter().filter(|container| container.id == id) {
             self.know(container, site).await;
+        }
+        Ok(())
+    }
+
+    /// Containers that are stopped, and of which no event has told yet.
+    async fn ask(&mut self, site: &mut Site<'_>) -> Result<(), ApiError> {
+        let unknown = site.unknown(Duration::ZERO);
+        for container in &unknown {
+            if !site.tracker.has(container) {
+                self.look_at(container, site).await?;
+                site.disown(container);
+            }
+        }
+        if !unknown.is_empty() {
+            site.settle();
         }
         Ok(())
     }

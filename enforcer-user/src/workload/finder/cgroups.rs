@@ -17,6 +17,7 @@ impl Finder {
         let directory = self.place.directory(below);
         match self.rules.of_cgroup(below).cloned() {
             Some(rule) if !self.place.is_own(&directory) => self.show_cgroup(below, &directory, &rule),
+            _ if self.is_engines(id, below, &directory) => {}
             _ => self.let_go(id, Some(&directory)),
         }
     }
@@ -39,7 +40,7 @@ impl Finder {
     }
 
     /// What the kernel stopped in vain.
-    fn let_go(&self, id: u64, directory: Option<&Path>) {
+    pub(super) fn let_go(&mut self, id: u64, directory: Option<&Path>) {
         match self.maps.pu_cgroups.get(&id) {
             Ok(Some(PU_UNSORTED)) => {}
             _ => return,
@@ -54,11 +55,11 @@ impl Finder {
         }
     }
 
-    /// The PU of the nearest cgroup that is one, or the host's, or 0.
+    /// The PU of the nearest cgroup that is one or waits to be, or the host's, or 0.
     pub(super) fn pu_around(&self, directory: &Path) -> u32 {
         let around = directory.ancestors().take_while(|around| around.starts_with(&self.place.root));
         let id = |around: &Path| std::fs::metadata(around).ok().map(|meta| meta.ino());
-        let pu = |id: u64| self.maps.pu_cgroups.get(&id).ok().flatten().filter(|pu| *pu != PU_UNSORTED);
+        let pu = |id: u64| self.maps.pu_cgroups.get(&id).ok().flatten();
         around.filter_map(id).find_map(pu).unwrap_or_else(|| self.maps.host_pu())
     }
 
@@ -98,7 +99,11 @@ impl Finder {
         };
         for id in stopped {
             let cgroup = cgroups.iter().find(|cgroup| cgroup.id == id);
-            let wanted = cgroup.is_some_and(|cgroup| self.rules.of_cgroup(&cgroup.below).is_some());
+            let wanted = self.containers.contains_key(&id)
+                || cgroup.is_some_and(|cgroup| {
+                    self.rules.of_cgroup(&cgroup.below).is_some()
+                        || self.is_engines(id, &cgroup.below, &cgroup.directory)
+                });
             // One made since the list was: its event tells of it.
             let gone = cgroup.is_none() && !self.stopped.insert(id);
             if !wanted && (cgroup.is_some() || gone) {

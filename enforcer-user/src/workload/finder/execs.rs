@@ -17,7 +17,7 @@ use common::{
 };
 use ring::digest;
 
-use super::{EXECUTED, Finder, name_of, place::Place, rules::Rule, sockets};
+use super::{EXECUTED, Finder, containers::InContainer, name_of, place::Place, rules::Rule, sockets};
 use crate::{
     admin::PuTarget,
     sys,
@@ -43,6 +43,11 @@ const TOLD_WITHIN: Duration = Duration::from_millis(50);
 impl Finder {
     /// Sorts out a process; `file` is what the kernel saw it execute.
     pub(super) fn sort_process(&mut self, process: u32, file: Option<(FileKey, u64)>) {
+        match self.in_container(process) {
+            InContainer::Stopped => return,
+            InContainer::Pu => return self.release(process),
+            InContainer::No => {}
+        }
         match self.find(process, file) {
             Ok(Some(found)) => self.take(process, &found),
             Ok(None) => self.release(process),

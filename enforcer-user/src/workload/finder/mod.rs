@@ -5,6 +5,7 @@
 //! looking at everything now and then.
 
 mod cgroups;
+mod containers;
 mod events;
 mod execs;
 mod place;
@@ -19,15 +20,19 @@ use std::{
 };
 
 use anyhow::Context;
-use common::workload::{CGROUP_PATTERNS, WATCH_CGROUPS, WATCH_EXEC, WATCH_PUS, WORKLOAD_CGROUP, WORKLOAD_EXEC, Watch};
+use common::workload::{
+    CGROUP_PATTERNS, WATCH_CGROUPS, WATCH_CONTAINERS, WATCH_EXEC, WATCH_PUS, WORKLOAD_CGROUP, WORKLOAD_EXEC, Watch,
+};
 
 use super::{
     Pipeline, PuSink, Source, Stop, adopt,
+    container_common::Stopped,
     object::{self, HashCache},
     units,
 };
 use crate::{config::Config, load::kernel_offsets, map_write::Maps};
 
+use containers::Container;
 use events::{Event, Events};
 use place::Place;
 pub use place::check;
@@ -45,16 +50,24 @@ pub struct Finder {
     starting: bool,
     /// Stopped cgroups that were not found when they were last looked for.
     stopped: HashSet<u64>,
+    /// Stopped cgroups of containers, and what engines say of them.
+    containers: HashMap<u64, Container>,
+    stopped_containers: Stopped,
     /// Since when a PU has no process.
     empty_since: HashMap<String, Instant>,
 }
 
 impl Finder {
-    /// Reads the rules; nothing is done before it runs.
+    /// Reads the rules; nothing is done before it runs. Of `stopped_containers` container engines say what they are.
     ///
     /// # Errors
     /// If a rule names a user that is not there, or the hierarchy cannot be found.
-    pub fn new(config: &Config, maps: Arc<Maps>, pipeline: Arc<Pipeline>) -> anyhow::Result<Self> {
+    pub fn new(
+        config: &Config,
+        maps: Arc<Maps>,
+        pipeline: Arc<Pipeline>,
+        stopped_containers: Stopped,
+    ) -> anyhow::Result<Self> {
         Ok(Self {
             maps,
             pipeline,
@@ -64,6 +77,8 @@ impl Finder {
             prepared: false,
             starting: true,
             stopped: HashSet::new(),
+            containers: HashMap::new(),
+            stopped_containers,
             empty_since: HashMap::new(),
         })
     }
@@ -73,7 +88,7 @@ impl Finder {
     /// # Errors
     /// What the kernel reports.
     pub fn prepare(&mut self) -> anyhow::Result<()> {
-        arm_with(&self.place, &self.rules, &self.maps)?;
+        arm_with(&self.place, &self.rules, self.stopped_containers.is_in_use(), &self.maps)?;
         self.starting = true;
         self.sweep(true);
         self.sweep_processes();
@@ -111,6 +126,7 @@ impl Finder {
             self.sweep_cgroups();
             self.sweep_empty();
         }
+        self.tend_containers();
         self.sweep_unsorted();
     }
 }
@@ -123,12 +139,12 @@ pub(crate) const EXECUTED: &str = "exec:";
 /// # Errors
 /// If a rule names a user that is not there, the hierarchy cannot be found, or what the kernel reports.
 pub fn arm(config: &Config, maps: &Maps) -> anyhow::Result<()> {
-    arm_with(&Place::new(config)?, &Rules::new(config)?, maps)
+    arm_with(&Place::new(config)?, &Rules::new(config)?, config.engines() > 0, maps)
 }
 
-fn arm_with(place: &Place, rules: &Rules, maps: &Maps) -> anyhow::Result<()> {
+fn arm_with(place: &Place, rules: &Rules, containers: bool, maps: &Maps) -> anyhow::Result<()> {
     let mut watch = Watch { root: place.root_id, root_level: place.root_level, flags: WATCH_PUS, ..Watch::default() };
-    if rules.is_empty() {
+    if rules.is_empty() && !containers {
         maps.watch.insert(&0, &watch)?;
         maps.exec_files.retain(|_, _| false)?;
         return Ok(());
@@ -157,6 +173,9 @@ fn arm_with(place: &Place, rules: &Rules, maps: &Maps) -> anyhow::Result<()> {
     if watch.patterns > 0 {
         watch.flags |= WATCH_CGROUPS;
     }
+    if containers {
+        watch.flags |= WATCH_CONTAINERS;
+    }
     if rules.has_execs() {
         watch.flags |= WATCH_EXEC;
     }
@@ -173,6 +192,8 @@ fn arm_with(place: &Place, rules: &Rules, maps: &Maps) -> anyhow::Result<()> {
 
 /// Between looks at processes that the kernel stopped and did not tell of.
 const SOON: Duration = Duration::from_millis(100);
+/// Between looks at what engines say of stopped containers.
+const VERY_SOON: Duration = Duration::from_millis(10);
 /// Between looks at all cgroups.
 const SELDOM: Duration = Duration::from_secs(5);
 
@@ -189,7 +210,7 @@ impl Source for Finder {
         }
         let mut next_all = Instant::now() + SELDOM;
         while !stop.is_set() {
-            let found = events.wait(SOON)?;
+            let found = events.wait(if self.expects_answers() { VERY_SOON } else { SOON })?;
             for event in &found {
                 self.handle(event);
             }

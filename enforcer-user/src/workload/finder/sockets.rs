@@ -31,7 +31,7 @@ fn mark_once(process: u32, pu: u32, only: Option<u32>, sockets: &Sockets) -> usi
         }
         let present = sockets.get(socket.as_fd()).ok().flatten().unwrap_or(0);
         if present != pu && only.is_none_or(|only| present == only) {
-            match sockets.insert(socket.as_fd(), pu) {
+            match sockets.remark(socket.as_fd(), present, pu) {
                 Ok(()) => marked += 1,
                 Err(error) => tracing::warn!(process, %error, "a socket keeps its mark"),
             }
