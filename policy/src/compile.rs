@@ -21,7 +21,7 @@ use serde::Serialize;
 
 pub use delta::Delta;
 pub use pair::{Interval, PairVerdict, port_key};
-pub use store::Compiled;
+pub use store::{Compiled, check_rules};
 
 use crate::model::Location;
 

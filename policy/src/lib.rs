@@ -24,7 +24,7 @@ pub mod suggest;
 pub mod synthetic;
 
 pub use compile::{
-    Capabilities, CompileError, Compiled, Delta, IdentityId, Interval, KnownNames, PairVerdict, port_key,
+    Capabilities, CompileError, Compiled, Delta, IdentityId, Interval, KnownNames, PairVerdict, check_rules, port_key,
 };
 pub use diff_pairs::{Judged, PairChange, PairsDiff, PortsChange, diff_pairs};
 pub use evaluate::{Decision, evaluate};
@@ -34,6 +34,6 @@ pub use model::{
     Action, Clause, DomainPattern, Ends, Head, Identity, Location, Moment, Namespace, Networks, Operator, PolicyRule,
     PortRange, Rule, RuleId, Selector, Side, Tags, Tier, Verb,
 };
-pub use parse::{PolicyError, PolicyErrors, parse_file, parse_files, parse_rule, parse_side};
+pub use parse::{ParsedFiles, PolicyError, PolicyErrors, parse_file, parse_files, parse_rule, parse_side};
 pub use record::{FlowRecord, ObservedBy, ObservedVerdict, RECORD_VERSION, RecordEnd, RecordError, RecordProto, Role};
 pub use suggest::{Newly, Observations, SuggestedRule, Suggestion};

@@ -18,6 +18,8 @@ pub use ports::PortRange;
 pub use rule::{Action, Ends, Location, PolicyRule, Rule, RuleId, Verb};
 pub use selector::{Clause, Networks, Operator, Selector, Side};
 
+pub(crate) use rule::sum;
+
 /// True for words the rule line gives a meaning of its own; as a tag key they must be quoted.
 pub(crate) fn is_keyword(word: &str) -> bool {
     const KEYWORDS: [&str; 20] = [

@@ -1,15 +1,18 @@
 //! From text to rules: single lines and YAML files.
 
+mod cut;
+mod entry;
 pub(crate) mod error;
+mod files;
 mod lex;
 mod line;
 mod yaml;
 pub(crate) mod yaml_tree;
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 pub use error::{PolicyError, PolicyErrors};
+pub use files::ParsedFiles;
 
 use crate::model::{PolicyRule, Rule, Side};
 use error::Fault;
@@ -33,47 +36,7 @@ pub fn parse_file(file: &str, text: &str) -> Result<Vec<Arc<PolicyRule>>, Policy
 pub fn parse_files<'a>(
     files: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<Vec<Arc<PolicyRule>>, PolicyErrors> {
-    let mut rules = Vec::new();
-    let mut errors = Vec::new();
-    for (file, text) in files {
-        yaml::file(file, text, &mut rules, &mut errors);
-    }
-    let mut seen: HashMap<(&str, &str), &PolicyRule> = HashMap::new();
-    for rule in &rules {
-        let Some(name) = &rule.rule().name else {
-            continue;
-        };
-        if let Some(first) = seen.insert((rule.policy(), name), rule) {
-            errors.push(PolicyError::at(
-                rule.location(),
-                format!(
-                    "rule name `{}` is already taken at {}: expected a name that is unique within the policy",
-                    rule.full_name(),
-                    first.location()
-                ),
-            ));
-        }
-    }
-    let mut ordered: HashMap<(&str, &str), &PolicyRule> = HashMap::new();
-    let mut told = HashSet::new();
-    for rule in rules.iter().filter(|rule| rule.tier().is_ordered()) {
-        let first = ordered.entry((rule.namespace().as_str(), rule.policy())).or_insert(rule);
-        if !Arc::ptr_eq(first.head(), rule.head()) && told.insert(Arc::as_ptr(rule.head())) {
-            errors.push(PolicyError::at(
-                rule.location(),
-                format!(
-                    "policy `{}` of the tier {} is given twice, first at {}: expected another name, so that the order of its rules is clear",
-                    rule.policy(),
-                    rule.tier().name(),
-                    first.location()
-                ),
-            ));
-        }
-    }
-    match PolicyErrors::new(errors) {
-        Some(errors) => Err(errors),
-        None => Ok(rules.into_iter().map(Arc::new).collect()),
-    }
+    ParsedFiles::default().parse(files).map(|parsed| parsed.rules().to_vec())
 }
 
 fn in_text(file: &str, text: &str, fault: Fault) -> PolicyError {

@@ -153,12 +153,20 @@ impl World {
                 })
                 .collect()
         };
+        let places = |compiled: &Compiled| -> HashMap<RuleId, String> {
+            compiled.rules().map(|(id, rule)| (id, format!("{} {}", rule.full_name(), rule.location()))).collect()
+        };
         let before = names(&self.compiled);
+        let stood = places(&self.compiled);
         let prefixes = self.compiled.external_prefixes();
         let delta = self.compiled.update_rules(&self.rules).unwrap();
         let after = names(&self.compiled);
 
         assert_eq!(after.len(), self.rules.len());
+        for (id, place) in places(&self.compiled) {
+            let moved = stood.get(&id).is_some_and(|stood| *stood != place);
+            assert!(!moved || delta.moved.contains(&id), "rule {id} moved to {place}");
+        }
         self.check_numbers(&delta, &before, &after);
         assert_eq!(delta.externals_changed, prefixes != self.compiled.external_prefixes());
         self.check_unaffected(&delta, verdicts);

@@ -12,6 +12,8 @@ pub struct Delta {
     pub added: Vec<RuleId>,
     /// Rules that are gone, in the order of the old list.
     pub removed: Vec<RuleId>,
+    /// Rules that only moved within their file; one without a name has another full name then.
+    pub moved: Vec<RuleId>,
     /// The table of external prefixes changed: read [`super::Compiled::external_prefixes`] again.
     pub externals_changed: bool,
     /// Rules whose time is over, or not yet over again because the clock was set back.

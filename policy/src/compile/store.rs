@@ -119,18 +119,23 @@ impl Compiled {
 
         let mut delta = Delta { removed: diff.removed.clone(), ..Delta::default() };
         let mut new_sides = Vec::new();
-        self.refresh_places(&diff, rules);
+        delta.moved = self.refresh_places(&diff, rules);
         let mut middle = Vec::with_capacity(diff.kept.len());
         for (rule, kept) in rules[diff.new_middle()].iter().zip(&diff.kept) {
             let id = match kept {
-                Some(id) => *id,
+                Some(id) => {
+                    if self.compact(*id).is_some_and(|compact| !compact.rule.same_place(rule)) {
+                        delta.moved.push(*id);
+                    }
+                    self.refresh_place(*id, rule);
+                    *id
+                }
                 None => {
                     let id = self.add_rule(rule, &mut new_sides);
                     delta.added.push(id);
                     id
                 }
             };
-            self.refresh_place(id, rule);
             middle.push(Listed { id, rule: rule.clone() });
         }
         self.order.splice(diff.old_middle(), middle);
@@ -260,6 +265,16 @@ impl Compiled {
         self.compact(id).map(|compact| &compact.rule)
     }
 
+    /// How many rules there are.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// True without any rule.
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
     /// All rules with their numbers, in the order of the list they came from.
     pub fn rules(&self) -> impl Iterator<Item = (RuleId, &PolicyRule)> {
         self.order.iter().map(|listed| (listed.id, &*listed.rule))
@@ -272,12 +287,7 @@ impl Compiled {
                 continue;
             }
             added = added.saturating_add(1);
-            if rule.rule().encrypt && !self.capabilities.encrypt {
-                return Err(CompileError::EncryptUnavailable {
-                    rule: rule.full_name(),
-                    location: rule.location().clone(),
-                });
-            }
+            check_rule(rule, self.capabilities)?;
         }
         match self.last_rule.checked_add(added) {
             Some(_) => Ok(()),
@@ -427,8 +437,9 @@ impl Compiled {
         gone
     }
 
-    /// Rules that only moved within their file are shown at their new place.
-    fn refresh_places(&mut self, diff: &Diff, rules: &[Arc<PolicyRule>]) {
+    /// Rules that only moved within their file are shown at their new place. Which those are.
+    fn refresh_places(&mut self, diff: &Diff, rules: &[Arc<PolicyRule>]) -> Vec<RuleId> {
+        let mut moved = Vec::new();
         let (old_tail, new_tail) = (diff.old_middle().end, diff.new_middle().end);
         let head = (0..diff.head).map(|at| (at, at));
         let tail = (0..diff.tail).map(|at| (old_tail + at, new_tail + at));
@@ -437,9 +448,11 @@ impl Compiled {
             if !Arc::ptr_eq(&listed.rule, rule) && !listed.rule.same_place(rule) {
                 listed.rule = rule.clone();
                 let id = listed.id;
+                moved.push(id);
                 self.refresh_place(id, rule);
             }
         }
+        moved
     }
 
     fn refresh_place(&mut self, id: RuleId, rule: &Arc<PolicyRule>) {
@@ -528,6 +541,21 @@ impl Compiled {
         self.externals.rebuild(self.index.networks(), &self.known);
         delta.externals_changed = before != *self.externals.prefixes();
     }
+}
+
+fn check_rule(rule: &PolicyRule, capabilities: Capabilities) -> Result<(), CompileError> {
+    if !rule.rule().encrypt || capabilities.encrypt {
+        return Ok(());
+    }
+    Err(CompileError::EncryptUnavailable { rule: rule.full_name(), location: rule.location().clone() })
+}
+
+/// Whether rules will compile, without compiling them.
+///
+/// # Errors
+/// For the first that will not.
+pub fn check_rules(rules: &[Arc<PolicyRule>], capabilities: Capabilities) -> Result<(), CompileError> {
+    rules.iter().try_for_each(|rule| check_rule(rule, capabilities))
 }
 
 #[cfg(test)]

@@ -95,7 +95,8 @@ pub struct PolicyRule {
     head: Arc<Head>,
     position: u32,
     location: Location,
-    rule: Rule,
+    // Shared by those of the same text in later readings of the policy.
+    rule: Arc<Rule>,
     digest: u128,
 }
 
@@ -162,11 +163,20 @@ impl Rule {
 
 impl PolicyRule {
     /// Puts a rule into a policy at a position (counted from 1).
-    pub fn new(head: Arc<Head>, position: u32, location: Location, rule: Rule) -> Self {
+    pub fn new(head: Arc<Head>, position: u32, location: Location, rule: impl Into<Arc<Rule>>) -> Self {
+        let rule = rule.into();
         // Where the order of rules counts, a rule that moved is another.
         let place = if head.tier.is_ordered() { position } else { 0 };
-        let digest = digest(&head, place, &rule);
+        let digest = sum(&(&head, place, &rule));
         Self { head, position, location, rule, digest }
+    }
+
+    /// The same rule in another place, maybe of another policy.
+    pub(crate) fn moved(&self, head: Arc<Head>, position: u32, location: Location) -> Self {
+        if Arc::ptr_eq(&self.head, &head) && !head.tier.is_ordered() {
+            return Self { head, position, location, rule: self.rule.clone(), digest: self.digest };
+        }
+        Self::new(head, position, location, self.rule.clone())
     }
 
     /// What holds for every rule of its policy.
@@ -189,6 +199,11 @@ impl PolicyRule {
         self.head.tier
     }
 
+    /// Its place in its policy, from 1.
+    pub(crate) fn position(&self) -> u32 {
+        self.position
+    }
+
     /// The place in an ordered tier: priority, policy, position. Smaller is asked first.
     pub fn precedence(&self) -> (Tier, &str, u32) {
         (self.head.tier, &self.head.name, self.position)
@@ -196,6 +211,12 @@ impl PolicyRule {
 
     /// What the rule says.
     pub fn rule(&self) -> &Rule {
+        &self.rule
+    }
+
+    /// What the rule says, by which one that only moved is known.
+    #[cfg(test)]
+    pub(crate) fn text(&self) -> &Arc<Rule> {
         &self.rule
     }
 
@@ -226,14 +247,13 @@ impl PolicyRule {
     }
 }
 
-/// A 128-bit keyed hash stands for the text when two lists of rules are compared: comparing 100,000
-/// rules word by word would cost more than the change itself. The key is random per process, so
-/// that no text can be prepared to collide.
-fn digest(head: &Head, place: u32, rule: &Rule) -> u128 {
+/// A 128-bit keyed hash, which stands for what was hashed when two lists are compared: comparing 100,000 rules word by word
+/// would cost more than the change itself. The key is random per process, so that no text can be prepared to collide.
+pub(crate) fn sum(what: &impl Hash) -> u128 {
     static KEY: OnceLock<(u64, u64)> = OnceLock::new();
     let (k0, k1) = *KEY.get_or_init(|| (RandomState::new().hash_one(0), RandomState::new().hash_one(1)));
     let mut hasher = SipHasher13::new_with_keys(k0, k1);
-    (head, place, rule).hash(&mut hasher);
+    what.hash(&mut hasher);
     hasher.finish128().as_u128()
 }
 

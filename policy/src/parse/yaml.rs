@@ -4,19 +4,20 @@ use super::error::{Fault, PolicyError};
 use super::line::{self, Listed};
 use super::yaml_tree::{Content, Node, Scalar, documents};
 use crate::model::{
-    Clause, Ends, Head, Namespace, Networks, Operator, PolicyRule, PortRange, Rule, Selector, Side, Tier, Verb,
+    Clause, Ends, Head, Location, Namespace, Networks, Operator, PolicyRule, PortRange, Rule, Selector, Side, Tier,
+    Verb,
 };
 
 type Parsed<T> = Result<T, PolicyError>;
 
 const POLICY_KEYS: [&str; 5] = ["name", "namespace", "tier", "priority", "rules"];
-const RULE_KEYS: [&str; 10] = ["name", "action", "from", "to", "ports", "ends", "until", "encrypt", "log", "observe"];
+pub(super) const RULE_KEYS: [&str; 10] =
+    ["name", "action", "from", "to", "ports", "ends", "until", "encrypt", "log", "observe"];
 const SIDE_KEYS: [&str; 4] = ["any", "tags", "net", "except"];
 
 /// Reads a policy file, adding to `rules` what is well-formed and to `errors` what is not.
-pub(super) fn file(file: &str, text: &str, rules: &mut Vec<PolicyRule>, errors: &mut Vec<PolicyError>) {
-    let file: Arc<str> = file.into();
-    let documents = match documents(&file, text) {
+pub(super) fn file(file: &Arc<str>, text: &str, rules: &mut Vec<PolicyRule>, errors: &mut Vec<PolicyError>) {
+    let documents = match documents(file, text) {
         Ok(documents) => documents,
         Err(error) => return errors.push(error),
     };
@@ -33,28 +34,56 @@ pub(super) fn file(file: &str, text: &str, rules: &mut Vec<PolicyRule>, errors: 
     }
 }
 
-fn policy(node: &Node, rules: &mut Vec<PolicyRule>, errors: &mut Vec<PolicyError>) {
-    let read = || -> Parsed<(Head, &[Node])> {
-        let fields = Fields::new(node, "a policy", &POLICY_KEYS)?;
-        let name_node = fields.require("name")?;
-        let name = text(name_node)?;
-        line::check_name(name).map_err(|message| name_node.error(message))?;
-        let namespace = match fields.get("namespace") {
-            Some(node) => text(node)?.parse().map_err(|error| node.error(format!("{error}")))?,
-            None => Namespace::root(),
-        };
-        let tier = tier(&fields)?;
-        let rules = fields.require("rules")?;
-        let rules = match &rules.content {
-            Content::List(rules) => rules.as_slice(),
-            Content::Scalar(scalar) if scalar.is_null() => &[],
-            _ => {
-                return Err(rules.error(format!("found {}: expected a list of rules", rules.kind())));
-            }
-        };
-        Ok((Head { name: name.into(), namespace, tier }, rules))
+/// Reads what stands before the rules of a policy, from a text with nothing else.
+pub(super) fn head(file: &Arc<str>, text: &str) -> Option<Head> {
+    let [document] = &documents(file, text).ok()?[..] else { return None };
+    let node = match &document.content {
+        Content::List(policies) => match policies.as_slice() {
+            [node] => node,
+            _ => return None,
+        },
+        _ => document,
     };
-    let (head, nodes) = match read() {
+    let (head, rules) = parts(node).ok()?;
+    rules.is_empty().then_some(head)
+}
+
+/// Reads one entry of a list of rules, from a text with nothing else; its place in that text and the rule.
+pub(super) fn entry(file: &Arc<str>, text: &str) -> Option<(Location, Rule)> {
+    let [document] = &documents(file, text).ok()?[..] else { return None };
+    match &document.content {
+        Content::List(entries) => match entries.as_slice() {
+            [node] => Some((node.location.clone(), rule(node).ok()?)),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The head of a policy and the nodes of its rules.
+fn parts(node: &Node) -> Parsed<(Head, &[Node])> {
+    let fields = Fields::new(node, "a policy", &POLICY_KEYS)?;
+    let name_node = fields.require("name")?;
+    let name = text(name_node)?;
+    line::check_name(name).map_err(|message| name_node.error(message))?;
+    let namespace = match fields.get("namespace") {
+        Some(node) => text(node)?.parse().map_err(|error| node.error(format!("{error}")))?,
+        None => Namespace::root(),
+    };
+    let tier = tier(&fields)?;
+    let rules = fields.require("rules")?;
+    let rules = match &rules.content {
+        Content::List(rules) => rules.as_slice(),
+        Content::Scalar(scalar) if scalar.is_null() => &[],
+        _ => {
+            return Err(rules.error(format!("found {}: expected a list of rules", rules.kind())));
+        }
+    };
+    Ok((Head { name: name.into(), namespace, tier }, rules))
+}
+
+fn policy(node: &Node, rules: &mut Vec<PolicyRule>, errors: &mut Vec<PolicyError>) {
+    let (head, nodes) = match parts(node) {
         Ok((head, nodes)) => (Arc::new(head), nodes),
         Err(error) => return errors.push(error),
     };
