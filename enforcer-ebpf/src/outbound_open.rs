@@ -18,7 +18,7 @@ use common::{
 use crate::{
     attribute::{Source, ifindex, is_complete, observes, pu_info},
     cleared::cleared,
-    emit::{Hold, Parties, count_handshake, count_reason, hold, now},
+    emit::{At, Hold, Parties, count_handshake, count_reason, hold, now, refused},
     flow_table::{account_out, coarse_now, enter, remove},
     judge::{Verdict, judge},
     maps::{CREDENTIALS, KNOWN_TO_PEER, NETWORKS, PEER_ADDRS, SESSIONS},
