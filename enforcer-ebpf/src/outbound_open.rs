@@ -1,8 +1,6 @@
 //! A PU opens a connection: external network, RESUME, or HELLO.
 
-use aya_ebpf::{
-    EbpfContext, btf_maps::lpm_trie::Key, helpers::generated::bpf_get_socket_cookie, programs::TcContext,
-};
+use aya_ebpf::{EbpfContext, btf_maps::lpm_trie::Key, helpers::generated::bpf_get_socket_cookie, programs::TcContext};
 use common::{
     abi::PU_UNSORTED,
     drop_reason::Reason,

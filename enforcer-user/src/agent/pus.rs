@@ -157,6 +157,8 @@ fn bind(shared: &Shared, index: u32) -> anyhow::Result<()> {
     match target {
         TargetDoc::Cgroup { .. } if is_host => host_pu::bind(shared, index)?,
         TargetDoc::Cgroup { path, id } | TargetDoc::Command { path, id } => {
+            // Looked at before, so that what is stopped stays so; and after, so that nothing enters unseen.
+            refuse_foreign(&path)?;
             shared.maps.pu_cgroups.insert(&id, &index)?;
             refuse_foreign(&path)?;
             let adopted = adopt::adopt(&path, index, &shared.maps.pu_sockets)?;
@@ -304,13 +306,14 @@ fn give_up(shared: &Shared, index: u32) -> Option<LocalPu> {
     shared.waiting.forget(index);
     match &pu.target {
         TargetDoc::Cgroup { .. } if pu.is_host() => host_pu::release(shared, index),
-        TargetDoc::Cgroup { path, .. } | TargetDoc::Command { path, .. } => {
+        TargetDoc::Cgroup { path, id } | TargetDoc::Command { path, id } => {
             // Processes that remain belong to the PU around it, or are unmanaged: their sockets must not name a PU that
             // is gone.
             let (around, inside) = {
                 let state = shared.state();
                 (state.around(path), state.inside(path, index))
             };
+            let around = shared.maps.pu_cgroups.get(id).ok().flatten().unwrap_or(around);
             for (pu, path) in std::iter::once((around, path.clone())).chain(inside) {
                 if let Err(error) = adopt::adopt(&path, pu, &shared.maps.pu_sockets) {
                     tracing::debug!(%error, "the cgroup went before its PU");
@@ -395,7 +398,11 @@ impl State {
         };
         match pu.target {
             TargetDoc::Cgroup { id, .. } | TargetDoc::Command { id, .. } => {
-                complain("its cgroup", self.maps.pu_cgroups.remove(&id));
+                // One that never became this PU's may wait for another.
+                let stopped = matches!(self.maps.pu_cgroups.get(&id), Ok(Some(abi::PU_UNSORTED)));
+                if !stopped {
+                    complain("its cgroup", self.maps.pu_cgroups.remove(&id));
+                }
             }
             TargetDoc::Interface { index, .. } => complain("its interface", self.maps.pu_ifaces.remove(&index)),
         }

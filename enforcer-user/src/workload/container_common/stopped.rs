@@ -91,9 +91,8 @@ impl Stopped {
     /// they are stopped.
     pub fn open(&self, engine: &'static str) -> Vec<(String, Instant)> {
         let inner = self.lock();
-        let open = inner.containers.iter().filter(|(_, said)| {
-            said.by_cgroup.is_none() && !said.foreign_to.contains(engine)
-        });
+        let open =
+            inner.containers.iter().filter(|(_, said)| said.by_cgroup.is_none() && !said.foreign_to.contains(engine));
         open.map(|(container, said)| (container.clone(), said.since)).collect()
     }
 

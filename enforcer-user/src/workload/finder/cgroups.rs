@@ -1,6 +1,6 @@
 //! Cgroups sorted out.
 
-use std::{collections::HashSet, os::unix::fs::MetadataExt, path::Path};
+use std::{collections::HashSet, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use common::abi::PU_UNSORTED;
 
@@ -10,19 +10,44 @@ use crate::{
     workload::{PuSink, Seen, SinkError, TagSource, adopt, units},
 };
 
+/// What cannot be made a PU at once is tried again so often, [`super::SOON`]; then whenever all cgroups are looked at.
+const TRIES: u32 = 10;
+
 impl Finder {
     /// Sorts out a cgroup the kernel told of, by the path the kernel calls it.
     pub(super) fn sort_cgroup(&mut self, id: u64, kernel_path: &str) {
-        let Some(below) = self.place.below(kernel_path) else { return self.let_go(id, None) };
+        match self.place.below(kernel_path) {
+            Some(below) => self.sort_below(id, below, TRIES),
+            None => self.let_go(id, None),
+        }
+    }
+
+    /// Sorts out again what could not be made a PU a moment ago: a process that enters its namespace only now, perhaps.
+    pub(super) fn sort_again(&mut self) {
+        for (id, (below, tries)) in std::mem::take(&mut self.again) {
+            self.sort_below(id, &below, tries);
+        }
+    }
+
+    fn sort_below(&mut self, id: u64, below: &str, tries: u32) {
         let directory = self.place.directory(below);
         match self.rules.of_cgroup(below).cloned() {
-            Some(rule) if !self.place.is_own(&directory) => self.show_cgroup(below, &directory, &rule),
+            Some(rule) if !self.place.is_own(&directory) => {
+                // The kernel tells of it before it can be seen in the file system.
+                (0..20)
+                    .take_while(|_| !directory.exists())
+                    .for_each(|_| std::thread::sleep(Duration::from_micros(500)));
+                if self.show_cgroup(below, &directory, &rule) && tries > 0 {
+                    self.again.insert(id, (below.to_owned(), tries - 1));
+                }
+            }
             _ if self.is_engines(id, below, &directory) => {}
             _ => self.let_go(id, Some(&directory)),
         }
     }
 
-    fn show_cgroup(&self, below: &str, directory: &Path, rule: &Rule) {
+    /// Makes a cgroup a PU; whether to try that again soon.
+    fn show_cgroup(&self, below: &str, directory: &Path, rule: &Rule) -> bool {
         let seen = Seen {
             target: PuTarget::Cgroup(directory.to_owned()),
             name: rule.name.clone().unwrap_or_else(|| name_of(directory)),
@@ -34,13 +59,18 @@ impl Finder {
             Ok(()) => {}
             // It ended before it was looked at.
             Err(_) if !directory.exists() => {}
-            Err(SinkError::Failed(error)) => tracing::warn!(cgroup = below, error, "not yet a PU; tried again"),
+            Err(SinkError::Failed(error)) => {
+                tracing::warn!(cgroup = below, error, "not yet a PU; tried again");
+                self.stop(directory);
+                return true;
+            }
             Err(error) => tracing::error!(cgroup = below, %error, "cannot be a PU, and may not communicate"),
         }
+        false
     }
 
     /// What the kernel stopped in vain.
-    pub(super) fn let_go(&mut self, id: u64, directory: Option<&Path>) {
+    pub(super) fn let_go(&self, id: u64, directory: Option<&Path>) {
         match self.maps.pu_cgroups.get(&id) {
             Ok(Some(PU_UNSORTED)) => {}
             _ => return,

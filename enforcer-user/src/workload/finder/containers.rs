@@ -89,7 +89,7 @@ impl Finder {
         }
     }
 
-    fn stays_stopped(&mut self, cgroup: u64, container: &Container, of_engines: &[PathBuf]) -> bool {
+    fn stays_stopped(&self, cgroup: u64, container: &Container, of_engines: &[PathBuf]) -> bool {
         let directory = container.directory.as_path();
         let Some(meta) = fs::metadata(directory).ok().filter(|meta| meta.ino() == cgroup) else {
             let stays = container.since.elapsed() < SEEN_WITHIN;

@@ -125,7 +125,7 @@ impl Finder {
     }
 
     /// Stops what is no PU (yet).
-    fn stop(&self, cgroup: &Path) {
+    pub(super) fn stop(&self, cgroup: &Path) {
         let stopped = fs::metadata(cgroup).map(|meta| self.maps.pu_cgroups.insert_new(&meta.ino(), &PU_UNSORTED));
         match stopped {
             Ok(Ok(_)) => {}

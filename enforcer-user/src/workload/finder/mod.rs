@@ -50,6 +50,8 @@ pub struct Finder {
     starting: bool,
     /// Stopped cgroups that were not found when they were last looked for.
     stopped: HashSet<u64>,
+    /// Stopped cgroups that could not be made PUs at once: path, and how often that is still tried.
+    again: HashMap<u64, (String, u32)>,
     /// Stopped cgroups of containers, and what engines say of them.
     containers: HashMap<u64, Container>,
     stopped_containers: Stopped,
@@ -77,6 +79,7 @@ impl Finder {
             prepared: false,
             starting: true,
             stopped: HashSet::new(),
+            again: HashMap::new(),
             containers: HashMap::new(),
             stopped_containers,
             empty_since: HashMap::new(),
@@ -126,6 +129,7 @@ impl Finder {
             self.sweep_cgroups();
             self.sweep_empty();
         }
+        self.sort_again();
         self.tend_containers();
         self.sweep_unsorted();
     }
