@@ -162,12 +162,11 @@ pub fn run(config: Config, start: Start) -> anyhow::Result<()> {
     if let Some(before) = before.filter(|_| ran.is_err() && not_confirmed.is_none() && !ready.load(Ordering::Acquire)) {
         before.restore(&maps);
     }
-    // Where another agent runs, this one has changed nothing.
-    let busy = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(LoadError::Busy { .. }));
-    if ran.as_ref().is_err_and(|error| !busy(error)) && !first && !ready.load(Ordering::Acquire) {
+    if ran.is_err() && !first && !ready.load(Ordering::Acquire) {
         match roll_back(&made.bpffs) {
             Ok(true) => tracing::warn!("the programs of the former agent are in force again"),
-            Ok(false) => {}
+            // Where another agent runs, this one has changed nothing.
+            Ok(false) | Err(LoadError::Busy { .. }) => {}
             Err(error) => tracing::error!(%error, "what was in force before is not wholly put back"),
         }
     }

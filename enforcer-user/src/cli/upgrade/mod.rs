@@ -10,20 +10,23 @@ mod successor;
 
 use std::{
     ffi::OsString,
-    fs,
+    fs::{self, File},
     path::Path,
     process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::Signal,
+};
 use serde_json::json;
 
 use super::{Failure, Output, args::UpgradeArgs, show::unexpected};
 use crate::{
     admin::{Client, Request, Response, view::StatusView},
-    config::Config,
-    load,
+    config::{Config, error_text},
+    load::{self, Pins},
 };
 
 use running::Running;
@@ -42,6 +45,7 @@ pub(super) fn run(arguments: &UpgradeArgs, out: &mut Output) -> Result<ExitCode,
             std::env::current_exe().map_err(|error| Failure::failed(format!("cannot tell what this is: {error}")))?
         }
     };
+    let _alone = alone(&config)?;
     let before = ready(&config).map_err(|problem| Failure::failed(format!("{problem}; nothing is changed")))?;
     let running = Running::find(before.pid)
         .map_err(|error| Failure::failed(format!("cannot look at the agent: {error}; run as root")))?;
@@ -90,6 +94,16 @@ fn check(config: &Config, out: &mut Output) -> Result<ExitCode, Failure> {
         out.line(format!("could take over: {programs} programs load, {kept} maps are kept{carried}{made}"))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Two at once would take what the other prepares.
+fn alone(config: &Config) -> Result<Flock<File>, Failure> {
+    let place = Pins::new(&config.paths.bpffs).links;
+    let directory = File::open(&place).map_err(|error| {
+        Failure::failed(format!("{}: {}; nothing is in force", place.display(), error_text(&error)))
+    })?;
+    Flock::lock(directory, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| Failure::failed("another upgrade is under way; nothing is changed"))
 }
 
 /// An agent that answers.

@@ -32,6 +32,14 @@ pub(super) struct Running {
 impl Running {
     pub fn find(pid: u32) -> io::Result<Self> {
         let process = sys::pidfd_open(pid)?;
+        for namespace in ["net", "mnt"] {
+            let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/{namespace}"));
+            if of(&pid.to_string())? != of("self")? {
+                let message =
+                    format!("it lives in another {namespace} namespace: enter that (nsenter --target {pid} --all)");
+                return Err(io::Error::other(message));
+            }
+        }
         let file = File::open(format!("/proc/{pid}/exe"))?;
         let executable = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
         let output = [1, 2].map(|number| sys::pidfd_getfd(process.as_fd(), number).ok());

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
-    io::{self, BufRead, BufReader, PipeReader, Write},
+    io::{self, BufRead, BufReader, Write},
     os::unix::process::CommandExt,
     path::Path,
     process::{Child, Command, Stdio},
@@ -55,7 +55,7 @@ impl Successor {
         running.adopt(child.id());
         let (teller, told) = channel();
         std::thread::spawn(move || {
-            let lines = BufReader::new(PipeReader::from(reader)).lines();
+            let lines = BufReader::new(reader).lines();
             lines.map_while(Result::ok).take_while(|line| teller.send(line.clone()).is_ok()).for_each(drop);
         });
         Ok(Self { child, told })
