@@ -96,8 +96,11 @@ fn connect_to(from: &Place, to: &str, bytes: u64, server: &str) -> Result<(Info,
     Ok((info, process))
 }
 
-/// Kinds and contents of TCP options, but for what differs from one connection to the next, and whether identity came last.
-fn options(segment: &Segment) -> Result<(Vec<(u8, Vec<u8>)>, bool)> {
+/// Kinds and contents of TCP options, in order.
+type OptionList = Vec<(u8, Vec<u8>)>;
+
+/// The TCP options, but for what differs from one connection to the next, and whether identity came last.
+fn options(segment: &Segment) -> Result<(OptionList, bool)> {
     const TIMESTAMPS: u8 = 8;
     let mut plain = segment.clone();
     let identity = plain.take_identity();
@@ -128,7 +131,7 @@ fn handshakes(frames: &[Vec<u8>]) -> Vec<Segment> {
 }
 
 /// What two ends agree on: of each SYN and SYN-ACK its options, flags and window, and what the client's socket says.
-type Agreed = (Vec<(Vec<(u8, Vec<u8>)>, u8, u16)>, Vec<Info>);
+type Agreed = (Vec<(OptionList, u8, u16)>, Vec<Info>);
 
 fn agreed(enforced: bool, ecn: &str) -> Result<Agreed> {
     let stage = Stage::new("agree", enforced)?;
