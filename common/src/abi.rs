@@ -85,6 +85,10 @@ pub const INJECT_NEIGHBOUR: u32 = 4;
 /// of `Config::mark` is of no account therefore.
 pub const MARK_ANSWER: u32 = 1;
 
+/// Differs in the mark of a copy of a datagram that is to become bare: nothing but the identity of those that follow it. The
+/// second-lowest bit of `Config::mark` is of no account therefore.
+pub const MARK_BARE: u32 = 2;
+
 /// Index into the per-CPU array `HANDSHAKE_STATS`: packets written or accepted by the kernel, by type and direction.
 #[inline(always)]
 pub const fn handshake_stat(packet_type: u8, inbound: bool) -> u32 {

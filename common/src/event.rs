@@ -23,6 +23,17 @@ pub const HELD_UPDATE: u32 = 7;
 pub const HELD_QUESTION: u32 = 8;
 /// A part of a frame that such a resolver sends to a PU; the agent hands it on once it has all parts and learned from it.
 pub const HELD_ANSWER: u32 = 9;
+/// A part of a datagram to a peer that was never met there: to be sent on once it has been. `subject` is the length of the
+/// whole frame, `object` that of a segment where the stack left it to the device to cut it up (GSO), else 0.
+pub const HELD_DATAGRAM: u32 = 10;
+/// A datagram that bears HELLO.
+pub const HELD_DATAGRAM_HELLO: u32 = 11;
+/// A datagram that bears HELLO_REPLY, RETRY, or a DENY without session: for whoever waits for it.
+pub const HELD_DATAGRAM_ANSWER: u32 = 12;
+/// An authenticated datagram whose pair of identities has not been judged yet; handed back unchanged once it is.
+pub const HELD_DATAGRAM_JUDGE: u32 = 13;
+/// Parts of a datagram that are held at most: as many as make up the longest.
+pub const DATAGRAM_PARTS_MAX: u32 = 33;
 /// Parts of a frame that are shown at most.
 pub const PARTS_MAX: u32 = 8;
 
@@ -42,8 +53,8 @@ pub struct Held {
     pub at_pu_interface: u32,
     /// PU of this host it is for.
     pub pu: u32,
-    /// Subject of the pair to judge. Of [`HELD_QUESTION`] and [`HELD_ANSWER`]: bytes of the whole frame. Of [`HELD_OUTGOING`]
-    /// from what is not sorted out: the lower half of the socket's cookie.
+    /// Subject of the pair to judge. Of [`HELD_QUESTION`], [`HELD_ANSWER`] and [`HELD_DATAGRAM`]: bytes of the whole frame. Of
+    /// [`HELD_OUTGOING`] from what is not sorted out: the lower half of the socket's cookie.
     pub subject: u32,
     /// Object of the pair to judge, or the upper half of that cookie.
     pub object: u32,

@@ -5,6 +5,7 @@
 #![no_std]
 
 pub mod abi;
+pub mod datagram;
 pub mod drop_reason;
 pub mod event;
 pub mod flow;
@@ -46,6 +47,7 @@ mod pod {
     }
     pod!(
         crate::abi::Config,
+        crate::datagram::DatagramPeer,
         crate::event::Event,
         crate::flow::Flow,
         crate::flow::FlowKey,

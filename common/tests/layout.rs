@@ -4,6 +4,7 @@
 use core::mem::{MaybeUninit, offset_of, size_of_val};
 
 use common::abi::{self, Config, Injection};
+use common::datagram::{Accepted, DatagramPeer, Trailer};
 use common::drop_reason;
 use common::event::{Event, Held};
 use common::flow::{Flow, FlowKey};
@@ -124,6 +125,13 @@ fn verdicts() {
 
 #[test]
 fn the_wire() {
+    layout!(
+        Trailer, 36,
+        version_type @ 0, flags @ 1, handle @ 2, index @ 4, sender_index @ 8, peer_handle @ 12, len @ 14, time @ 16, mac @ 24,
+        magic @ 32,
+    );
+    layout!(DatagramPeer, 20, addr @ 0, port @ 16, proto @ 18);
+    layout!(Accepted, 16, time @ 0, session @ 8, handle @ 12, pad @ 14);
     layout!(OptionBytes, 20, kind @ 0, len @ 1, exid @ 2, version_type @ 4, flags @ 5, handle @ 6, index @ 8, mac @ 12);
 }
 

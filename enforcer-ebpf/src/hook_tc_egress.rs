@@ -5,22 +5,33 @@ use common::abi::{Config, MARK_ANSWER};
 
 use crate::{
     attribute::{Source, is_pu_interface},
+    datagram::{follow, is_to_be_bare, make_bare},
     emit::config,
     hook_tc_stack::is_of_vlan,
     inbound::inbound,
     outbound::{PASS, outbound},
+    turn_around::Way,
 };
 
 #[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
     let Some(config) = config() else { return PASS };
-    if own(&ctx, config, true) || is_of_vlan(&ctx) { PASS } else { outbound(&ctx, config, Source::Socket) }
+    if is_to_be_bare(&ctx, config) {
+        return make_bare(&ctx);
+    }
+    if own(&ctx, config, true) || is_of_vlan(&ctx) {
+        return PASS;
+    }
+    follow(&ctx, outbound(&ctx, config, Source::Socket), Source::Socket, Way::Out)
 }
 
 #[classifier]
 pub fn tc_pu_egress(ctx: TcContext) -> i32 {
     let Some(config) = config() else { return PASS };
-    if own(&ctx, config, false) { PASS } else { inbound(&ctx, config, Source::Interface) }
+    if own(&ctx, config, false) {
+        return PASS;
+    }
+    follow(&ctx, inbound(&ctx, config, Source::Interface), Source::Interface, Way::In)
 }
 
 /// Whether the enforcer itself made or already judged this packet. The mark is random for each load and taken off by the

@@ -7,6 +7,10 @@
 mod attribute;
 mod cleared;
 mod confirm;
+mod datagram;
+mod datagram_in;
+mod datagram_out;
+mod datagram_rewrite;
 mod emit;
 mod flow_table;
 mod gate;
@@ -17,6 +21,7 @@ mod hook_cgroup_sockopt;
 mod hook_exec;
 mod hook_sockops;
 mod hook_tap;
+mod hook_tc_datagram;
 mod hook_tc_egress;
 mod hook_tc_ingress;
 mod hook_tc_stack;

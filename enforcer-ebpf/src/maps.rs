@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, SkStorage},
     macros::btf_map,
 };
 use common::{
@@ -11,6 +11,7 @@ use common::{
         Config, HANDSHAKE_STATS as HANDSHAKE_STATS_LEN, LOSS_STATS as LOSS_STATS_LEN, MAX_PUS,
         REASON_STATS as REASON_STATS_LEN,
     },
+    datagram::{Accepted, DatagramPeer},
     event::{Event, Held},
     flow::{Flow, FlowKey},
     host::Host,
@@ -98,9 +99,10 @@ pub static LOSS_STATS: PerCpuArray<u64, { LOSS_STATS_LEN as usize }> = PerCpuArr
 /// Where a flow is put together before it is entered: larger than the stack likes.
 #[btf_map]
 pub static FLOW_SCRATCH: PerCpuArray<Flow, 1> = PerCpuArray::new();
-/// The packet at hand, parsed: one place for the programs of every interface, one for those of a PU's.
+/// The packet at hand, parsed: one place for the programs of every interface, one for those of a PU's, one for what runs
+/// while they do.
 #[btf_map]
-pub static PACKET_SCRATCH: PerCpuArray<Parsed, 2> = PerCpuArray::new();
+pub static PACKET_SCRATCH: PerCpuArray<Parsed, 3> = PerCpuArray::new();
 /// Packets of which PUs have sent the first fragment.
 #[btf_map]
 pub static FRAGMENTS_SCRATCH: LruHashMap<FragmentKey, u32, 4096> = LruHashMap::new();
@@ -149,3 +151,15 @@ pub static PU_DOCS: HashMap<u32, [u8; 2048], 16384, NO_PREALLOC> = HashMap::new(
 /// The agent's own memory: session documents.
 #[btf_map]
 pub static SESSION_DOCS: HashMap<u32, [u8; 2048], 65536, NO_PREALLOC> = HashMap::new();
+/// What goes on with datagrams.
+#[btf_map]
+pub static DATAGRAM_PROGRAMS: ProgramArray<5> = ProgramArray::new();
+/// Which PU of a peer was met behind an address and port.
+#[btf_map]
+pub static DATAGRAM_PEERS: LruHashMap<DatagramPeer, SessionPu, 131072> = LruHashMap::new();
+/// The latest time in a trailer of each PU of a peer: what is much older was there before.
+#[btf_map]
+pub static DATAGRAM_TIMES: HashMap<SessionPu, u64, 262144, NO_PREALLOC> = HashMap::new();
+/// Trailers accepted lately; each is once.
+#[btf_map]
+pub static ACCEPTED_SCRATCH: LruHashMap<Accepted, u32, 65536> = LruHashMap::new();

@@ -6,13 +6,14 @@ use common::{
     abi::{CONFIG_HAS_PU, Config},
     drop_reason::Reason,
     event::{HELD_ANSWER, HELD_QUESTION},
-    flow::{CLIENT, ESTABLISHED, FLAG_LOG, FlowKey, PATH_EXTERNAL, SERVER},
+    flow::{CLIENT, ESTABLISHED, FLAG_LOG, Flow, FlowKey, PATH_EXTERNAL, SERVER},
     verdict::position,
 };
 
 use crate::{
     attribute::{Source, UNMANAGED, ifindex, is_complete, observes, pu_info},
     cleared::{Clear, cleared},
+    datagram::{HAND_ON, ends_with_trailer},
     emit::{At, Parties, config, count_reason, now, refused},
     flow_table::{Lookup, coarse_now, enter_once, find},
     host,
@@ -135,7 +136,7 @@ fn fragment_key(ctx: &TcContext, ip: &Ip, pu: u32, key: &mut FragmentKey) {
 }
 
 #[inline(never)]
-fn sent_first(ctx: &TcContext, source: Source, ip: &Ip) {
+pub fn sent_first(ctx: &TcContext, source: Source, ip: &Ip) {
     let pu = source.sender(ctx);
     if pu != UNMANAGED && !ip.v6 {
         cleared!(key: FragmentKey);
@@ -172,6 +173,7 @@ fn first_or_whole(ctx: &TcContext, config: &Config, source: Source, parsed: &mut
     let key = &parsed.key;
     match find(key, source.interface(ctx)) {
         Lookup::Elsewhere => return PASS,
+        Lookup::Ours(flow) if ip.proto != TCP && is_for_datagrams(ctx, config, ip, flow) => return HAND_ON,
         Lookup::Ours(flow) if ip.proto != TCP && flow.state == ESTABLISHED => {
             if let Some(other) = another(ctx, source, flow.pu) {
                 return judge_beside(parsed, other, CLIENT);
@@ -202,7 +204,14 @@ fn first_or_whole(ctx: &TcContext, config: &Config, source: Source, parsed: &mut
     if is_neighbour_discovery(ip, (sport, dport)) {
         return PASS;
     }
-    by_address(ctx, config, source, ip, key, pu, CLIENT)
+    by_address(ctx, config, source, ip, key, pu, CLIENT, true)
+}
+
+/// Whether the programs of datagrams are to decide this packet of a flow with identity.
+#[inline(always)]
+fn is_for_datagrams(ctx: &TcContext, config: &Config, ip: &Ip, flow: &Flow) -> bool {
+    flow.path != PATH_EXTERNAL
+        && (flow.state != ESTABLISHED || flow.generation != config.generation || ends_with_trailer(ctx, ip))
 }
 
 /// The PU that sends within a flow of another's, by a shared port, a raw or a packet socket.
@@ -250,6 +259,7 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Pa
     }
     match found {
         Lookup::Elsewhere => return PASS,
+        Lookup::Ours(flow) if ip.proto != TCP && is_for_datagrams(ctx, config, ip, flow) => return HAND_ON,
         Lookup::Ours(flow) if ip.proto != TCP && flow.state == ESTABLISHED => {
             if flow.generation == config.generation || rejudge(key, flow, config.generation) {
                 flow.bytes_in += (ctx.len() - 14) as u64;
@@ -271,22 +281,25 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Pa
         if unsafe { JUDGED_SCRATCH.get(interface) }.is_none() {
             let _ = JUDGED_SCRATCH.insert(interface, 1, 0);
         }
-        if ip.proto != TCP && ip.proto != UDP {
-            return PASS;
-        }
+    }
+    if (ip.proto == UDP || is_echo(ip, dport)) && ends_with_trailer(ctx, ip) {
+        return HAND_ON;
+    }
+    if source == Source::Socket && ip.proto != TCP && ip.proto != UDP {
+        return PASS;
     }
     let pu = source.receiver(ctx, ip, key, false);
     if pu == UNMANAGED || hears_anyway(ip, (sport, dport)) {
         return PASS;
     }
     approve(ctx, config, source, pu);
-    by_address(ctx, config, source, ip, key, pu, SERVER)
+    by_address(ctx, config, source, ip, key, pu, SERVER, false)
 }
 
 /// Notes whose a packet is that goes on to the stack, for its socket to be compared with: by then its addresses may have been
 /// translated. Nothing else sets so high a priority without CAP_NET_ADMIN, nor knows the mark.
 #[inline(always)]
-fn approve(ctx: &TcContext, config: &Config, source: Source, pu: u32) {
+pub fn approve(ctx: &TcContext, config: &Config, source: Source, pu: u32) {
     if source == Source::Socket {
         // SAFETY: the context is valid for the whole program; volatile keeps the write to one field.
         unsafe {
@@ -311,7 +324,7 @@ pub fn hears_anyway(ip: &Ip, ports: (u16, u16)) -> bool {
 /// Judges what one socket of `pu` is about to hear.
 #[inline(never)]
 pub fn judge_received(ctx: &TcContext, config: &Config, parsed: &Parsed, pu: u32) -> i32 {
-    by_address(ctx, config, Source::Socket, &parsed.ip, &parsed.key, pu, SERVER)
+    by_address(ctx, config, Source::Socket, &parsed.ip, &parsed.key, pu, SERVER, false)
 }
 
 /// Judges a packet on whose addresses and ports another PU converses: beside that flow no other can be entered.
@@ -325,8 +338,19 @@ pub fn judge_beside(parsed: &Parsed, pu: u32, role: u8) -> i32 {
     }
 }
 
+/// What no rule allows by address may be allowed by identity, where it could be sent: `hand_on` leaves that to others.
 #[inline(always)]
-fn by_address(ctx: &TcContext, config: &Config, source: Source, ip: &Ip, key: &FlowKey, pu: u32, role: u8) -> i32 {
+#[expect(clippy::too_many_arguments, reason = "inlined; a structure would take the stack's room")]
+fn by_address(
+    ctx: &TcContext,
+    config: &Config,
+    source: Source,
+    ip: &Ip,
+    key: &FlowKey,
+    pu: u32,
+    role: u8,
+    hand_on: bool,
+) -> i32 {
     cleared!(parties: Parties);
     parties.pu = pu;
     let result = match permitted(ip, key, role, parties) {
@@ -335,6 +359,7 @@ fn by_address(ctx: &TcContext, config: &Config, source: Source, ip: &Ip, key: &F
     };
     match result {
         Ok(()) => PASS,
+        Err(Reason::ProtocolDenied) if hand_on && (ip.proto == UDP || is_echo(ip, key.remote_port)) => HAND_ON,
         Err(reason) => denied(key, parties, reason, role),
     }
 }
@@ -455,7 +480,7 @@ fn is_neighbour_discovery(ip: &Ip, ports: (u16, u16)) -> bool {
 }
 
 #[inline(always)]
-fn is_echo(ip: &Ip, kind: u16) -> bool {
+pub fn is_echo(ip: &Ip, kind: u16) -> bool {
     ip.proto == ICMP && kind >> 8 == 8 || ip.proto == ICMPV6 && kind >> 8 == 128
 }
 

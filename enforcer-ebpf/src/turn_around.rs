@@ -62,6 +62,14 @@ fn back(source: Source, way: Way) -> u64 {
 /// Swaps link-layer addresses, network addresses and ports.
 #[inline(never)]
 pub fn swap_ends(ctx: &TcContext, ip: &Ip, tcp: &Tcp) -> Result<(), Reason> {
+    swap_hosts(ctx, ip)?;
+    store(ctx, ip.l4, &tcp.dport.to_be())?;
+    store(ctx, ip.l4 + 2, &tcp.sport.to_be())
+}
+
+/// Swaps link-layer addresses and network addresses.
+#[inline(always)]
+pub fn swap_hosts(ctx: &TcContext, ip: &Ip) -> Result<(), Reason> {
     // Three scalars: an array would be cleared by a call, one frame more than the verifier's eight.
     let (mut first, mut second, mut third) = (0u32, 0u32, 0u32);
     load(ctx, 0, &mut first)?;
@@ -85,8 +93,7 @@ pub fn swap_ends(ctx: &TcContext, ip: &Ip, tcp: &Tcp) -> Result<(), Reason> {
         // SAFETY: a helper call; the kernel checks bounds.
         unsafe { bpf_l3_csum_replace(ctx.skb.skb, ETH_LEN + 10, old as u64, new as u64, 2) };
     }
-    store(ctx, ip.l4, &tcp.dport.to_be())?;
-    store(ctx, ip.l4 + 2, &tcp.sport.to_be())
+    Ok(())
 }
 
 /// Sets sequence number, acknowledgement number and flags.

@@ -6,14 +6,14 @@ use common::{
     abi::{self, INJECT_ANSWER, INJECT_INGRESS, INJECT_TRUSTED},
     drop_reason::Reason,
     event::{
-        self, EVENT_DENY, Event, HELD_ANSWER, HELD_HELLO, HELD_HELLO_REPLY, HELD_INCOMING, HELD_JUDGE, HELD_OUTGOING,
-        HELD_QUESTION, HELD_UPDATE, Held,
+        self, EVENT_DENY, Event, HELD_ANSWER, HELD_DATAGRAM_HELLO, HELD_HELLO, HELD_HELLO_REPLY, HELD_INCOMING,
+        HELD_JUDGE, HELD_OUTGOING, HELD_QUESTION, HELD_UPDATE, Held,
     },
     flow::{CLIENT, CUT, ESTABLISHED, FLAG_LOG, Flow, PATH_HELLO, SERVER, SYN_RECEIVED, SYN_SENT},
     identity::{PeerAddr, SessionPu},
 };
 
-use super::{Shared, clock, learn, state::State, updates, waiting};
+use super::{Shared, clock, datagrams, learn, state::State, updates, waiting};
 use crate::{
     handshake::{Frame, HandshakeError, LocalPu, Session, build, initiator, responder},
     identity::VerifiedCredential,
@@ -53,6 +53,9 @@ pub(super) fn internal(error: impl Into<anyhow::Error>) -> Refusal {
 pub(super) fn decide(shared: &Shared, metrics: &Metrics, held: &Held) {
     if matches!(held.kind, HELD_QUESTION | HELD_ANSWER) {
         return learn::shown(shared, metrics, held);
+    }
+    if datagrams::is_one(held.kind) {
+        return datagrams::decide(shared, metrics, held);
     }
     let bytes = held.frame.get(..held.len as usize).unwrap_or_default();
     let frame = match Frame::parse(bytes) {
@@ -217,14 +220,14 @@ fn judge(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal>
     deliver(shared, held, &build::complete(frame), 0, 0)
 }
 
-fn local_pu(state: &State, index: u32) -> Result<LocalPu, Refusal> {
+pub(super) fn local_pu(state: &State, index: u32) -> Result<LocalPu, Refusal> {
     let pu = state.pus.get(&index).ok_or(Refusal::from(Reason::NoCredential))?;
     let epoch = pu.credential.as_ref().map_or(0, |signed| signed.epoch());
     Ok(LocalPu { pu: index, identity: pu.identity, handle: pu.handle, epoch })
 }
 
 /// Makes a verified peer known to the kernel; its identity's number.
-fn meet(state: &mut State, peer: &VerifiedCredential, session: &Session) -> Result<u32, Refusal> {
+pub(super) fn meet(state: &mut State, peer: &VerifiedCredential, session: &Session) -> Result<u32, Refusal> {
     let profile = peer.profile();
     let label = format!("{}/{}", peer.enforcer().name(), profile.pu);
     let identity = state.intern(&profile.namespace, &profile.tags, &label).map_err(internal)?;
@@ -235,7 +238,7 @@ fn meet(state: &mut State, peer: &VerifiedCredential, session: &Session) -> Resu
 }
 
 /// The next connection to this address resumes the session.
-fn remember_route(shared: &Shared, state: &State, held: &Held, session: &Session) -> Result<(), Refusal> {
+pub(super) fn remember_route(shared: &Shared, state: &State, held: &Held, session: &Session) -> Result<(), Refusal> {
     let Some(pu) = state.pus.get(&held.pu) else { return Err(Reason::NoCredential.into()) };
     let until = pu.credential.as_ref().map_or(0, |signed| clock::monotonic(signed.expires()));
     let known = SessionPu { session: session.index, handle: pu.handle, pad: 0 };
@@ -251,14 +254,14 @@ fn remember_route(shared: &Shared, state: &State, held: &Held, session: &Session
 
 /// Judges a pair and writes its verdicts, unless they are there. Room for them may have to be waited for, which is done
 /// without the lock.
-fn settle_pair(shared: &Shared, subject: u32, object: u32, peer: u32, session: u32) -> Result<(), Refusal> {
+pub(super) fn settle_pair(shared: &Shared, subject: u32, object: u32, peer: u32, session: u32) -> Result<(), Refusal> {
     patiently(|| shared.state().ensure_pair(subject, object)).map_err(|error| {
         tracing::warn!(%error, "a pair found no room");
         Refusal { session, identity: peer, ..Reason::PairUnavailable.into() }
     })
 }
 
-fn judged(
+pub(super) fn judged(
     state: &State,
     held: &Held,
     subject: u32,
@@ -285,7 +288,7 @@ pub(super) fn refuse(shared: &Shared, held: &Held, frame: &Frame<'_>, refusal: &
         shared.tap.count(count);
         return;
     }
-    if held.kind == HELD_HELLO && proves_nothing(refusal.reason) && !answers_strangers(shared) {
+    if held.kind == HELD_HELLO && !answers(shared, refusal.reason) {
         shared.tap.count(count);
         return;
     }
@@ -321,6 +324,11 @@ fn proves_nothing(reason: Reason) -> bool {
     )
 }
 
+/// Whether a HELLO is answered that is refused for this reason.
+pub(super) fn answers(shared: &Shared, reason: Reason) -> bool {
+    !proves_nothing(reason) || answers_strangers(shared)
+}
+
 fn answers_strangers(shared: &Shared) -> bool {
     shared.state().config.current().flags & abi::CONFIG_STRANGERS_REJECT != 0
 }
@@ -335,9 +343,9 @@ fn pu_interface(held: &Held) -> u32 {
     if held.at_pu_interface == 0 { 0 } else { held.ifindex }
 }
 
-fn record(shared: &Shared, held: &Held, refusal: &Refusal) {
+pub(super) fn record(shared: &Shared, held: &Held, refusal: &Refusal) {
     let role = match held.kind {
-        HELD_HELLO | HELD_INCOMING => SERVER,
+        HELD_HELLO | HELD_INCOMING | HELD_DATAGRAM_HELLO => SERVER,
         _ => CLIENT,
     };
     let local_identity = shared.state().pus.get(&held.pu).map_or(0, |pu| pu.identity);

@@ -9,6 +9,7 @@ mod adopt;
 mod boot;
 mod clock;
 mod contact;
+mod datagrams;
 mod hand_over;
 mod host_pu;
 mod last_good;
@@ -90,6 +91,7 @@ pub(crate) struct Shared {
     verifier: Mutex<Verifier>,
     kernel: Mutex<Kernel>,
     waiting: Waiting,
+    datagrams: datagrams::Waiting,
     trial: Trial,
     hand_over: HandOver,
     // Weak, because it has the agent behind it.
@@ -311,6 +313,7 @@ fn start(config: Config, hardening: Hardening, ready: Arc<AtomicBool>, begin: St
         kernel: Mutex::new(kernel),
         verifier: Mutex::new(verifier),
         waiting: Waiting::default(),
+        datagrams: datagrams::Waiting::default(),
         trial: Trial::new(trial),
         hand_over: HandOver::default(),
         pipeline: OnceLock::new(),

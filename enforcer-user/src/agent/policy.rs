@@ -18,7 +18,10 @@ use policy::{Delta, IdentityId, Moment, PolicyRule};
 use super::{Shared, clock, host_pu, last_good, names, policy_apply, state::State, trial, upkeep::policy_stamp};
 use crate::{
     config::{Config, PolicyText},
-    handshake::build::{self, Toward},
+    handshake::{
+        build::{self, Toward},
+        datagram,
+    },
     link_net,
     map_write::{MapWriteError, patiently},
     sys,
@@ -408,13 +411,13 @@ fn cut(shared: &Shared, key: &FlowKey, flow: &Flow, reason: Reason, rule: u32, l
             ..Event::default()
         });
     }
+    let to = links.get(&flow.ifindex).copied().unwrap_or_default();
     if key.proto != libc::IPPROTO_TCP as u8 {
-        return;
+        return cut_datagrams(shared, key, &Flow { reason: reason as u16, ..*flow }, to, fresh);
     }
     let inward = if flow.pu_ifindex != 0 { INJECT_NEIGHBOUR } else { INJECT_INGRESS };
     let outward = outward(flow);
     let count = if fresh { abi::reason_stat(reason as u16, false) } else { 0 };
-    let to = links.get(&flow.ifindex).copied().unwrap_or_default();
     let session = shared.maps.sessions.get(&flow.session).ok().flatten();
     let why = session.map(|session| {
         let proof = build::DenyProof { key: &session.key_out, peer_index: session.peer_index };
@@ -430,6 +433,26 @@ fn cut(shared: &Shared, key: &FlowKey, flow: &Flow, reason: Reason, rule: u32, l
             if let Err(error) = shared.tap.inject(&frame, flow.ifindex, flags | INJECT_TRUSTED, count) {
                 tracing::debug!(%error, "a reset could not be sent");
             }
+        }
+    }
+}
+
+/// Tells both ends of a flow of datagrams that it is cut; one by address has an end here only.
+fn cut_datagrams(shared: &Shared, key: &FlowKey, flow: &Flow, to: [u8; 6], fresh: bool) {
+    let mut frames = Vec::new();
+    if let Ok(Some(session)) = shared.maps.sessions.get(&flow.session) {
+        frames.push((datagram::cut(key, flow, &session, to, sys::monotonic_ns()), outward(flow)));
+    }
+    if flow.role == CLIENT {
+        let inward = if flow.pu_ifindex != 0 { INJECT_NEIGHBOUR } else { INJECT_INGRESS };
+        frames.extend(datagram::cut_unreachable(key, flow, to).map(|frame| (frame, inward)));
+    }
+    if fresh {
+        shared.tap.count(abi::reason_stat(flow.reason, false));
+    }
+    for (frame, flags) in frames {
+        if let Err(error) = shared.tap.inject(&frame, flow.ifindex, flags | INJECT_TRUSTED, 0) {
+            tracing::debug!(%error, "the end of a flow could not be told");
         }
     }
 }

@@ -391,6 +391,8 @@ impl State {
         self.maps.peer_pus.retain(|key, _| !gone.contains(&key.session))?;
         self.maps.known_to_peer.retain(|key, _| !gone.contains(&key.session))?;
         self.maps.peer_addrs.retain(|_, session| !gone.contains(session))?;
+        self.maps.datagram_peers.retain(|_, met| !gone.contains(&met.session))?;
+        self.maps.datagram_times.retain(|key, _| !gone.contains(&key.session))?;
         Ok(())
     }
 

@@ -106,6 +106,10 @@ fn tell(shared: &Shared) {
         // A client whose server has not said anything yet is CONFIRMING, for hours if need be.
         let over = flow.flags & FLAG_CLOSED != 0 || flow.is_over();
         let lives = matches!(flow.state, ESTABLISHED | CONFIRMING) && !over;
+        // Datagrams say who they are again by themselves.
+        if key.proto != libc::IPPROTO_TCP as u8 {
+            return;
+        }
         if lives && flow.session != 0 && flow.local_handle != handle {
             let chosen = untold.entry((flow.pu, flow.session, flow.local_handle)).or_insert((*key, *flow));
             if fitness(key, flow, attempt) > fitness(&chosen.0, &chosen.1, attempt) {

@@ -5,6 +5,7 @@
 //! HELLO_REPLY, whose MAC proves the server live, and yields the CONFIRM. Judging lies between, with the caller.
 
 pub mod build;
+pub mod datagram;
 pub mod frame;
 pub mod initiator;
 pub mod responder;

@@ -114,6 +114,11 @@ impl PreparedCredential {
         &self.bytes
     }
 
+    /// Its SHA-256.
+    pub fn hash(&self) -> &[u8; 32] {
+        &self.hash
+    }
+
     /// First four bytes of its SHA-256, for the option's index.
     pub fn hash_index(&self) -> u32 {
         hash_parts(&self.hash).0

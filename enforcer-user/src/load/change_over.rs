@@ -16,7 +16,7 @@ use aya::programs::links::FdLink;
 use super::carry::Carry;
 use super::interface::{causes, split_pin_name};
 use super::pins::Found;
-use super::{LoadError, Pins, TRACEPOINTS, find, links};
+use super::{LoadError, Pins, TRACEPOINTS, find, links, tail_calls};
 use crate::sys;
 
 const FORMER: &str = "_former";
@@ -63,6 +63,10 @@ pub(super) fn enter(
         }
         rename(&next(&pins.programs, name), &path)?;
     }
+    // Before any program that hands on to them.
+    let kept = matches!(maps.get(tail_calls::MAP), Some(Found::Kept(_)));
+    let place = if kept { pins.maps.join(tail_calls::MAP) } else { next(&pins.maps, tail_calls::MAP) };
+    tail_calls::enter(programs, &place)?;
     for (name, link) in links::pinned(&pins.links)? {
         let pin = pins.links.join(&name);
         // A tracepoint's link takes no other program: `attach_tracepoints` puts another in its place.
@@ -115,6 +119,10 @@ pub(super) fn back(pins: &Pins) -> Result<bool, LoadError> {
             let fd: OwnedFd = sys::obj_get(&kept).map_err(failed(&kept, "open"))?;
             update(&pin, fd.as_fd())?;
         }
+    }
+    let place = pins.maps.join(tail_calls::MAP);
+    if place.exists() {
+        tail_calls::back(&place, |program| former(&pins.programs, program))?;
     }
     for (from, carry) in &mut carries {
         carry.settle().map_err(failed(from, "carry back"))?;

@@ -15,6 +15,7 @@ mod offsets;
 mod options;
 mod pins;
 mod scope;
+mod tail_calls;
 mod unload;
 
 use std::collections::BTreeMap;
@@ -50,7 +51,7 @@ use links::Place;
 use pins::Found;
 
 /// Every program of the object. The kernel cuts names at fifteen bytes: those of TC programs are not longer.
-pub(crate) const PROGRAMS: [&str; 16] = [
+pub(crate) const PROGRAMS: [&str; 21] = [
     "xdp_shield",
     "tc_ingress",
     "tc_egress",
@@ -59,6 +60,11 @@ pub(crate) const PROGRAMS: [&str; 16] = [
     "tc_port_ingress",
     "tc_port_egress",
     "tc_stack_egress",
+    "dg_out",
+    "dg_pu_out",
+    "dg_in",
+    "dg_pu_in",
+    "dg_bare",
     "tap_inject",
     "sock_create",
     "sock_ops",

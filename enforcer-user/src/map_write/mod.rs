@@ -20,6 +20,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use common::datagram::DatagramPeer;
 use common::flow::{Flow, FlowKey};
 use common::host::Host;
 use common::identity::{ListenerKey, PeerAddr, PeerPu, Session, SessionPu};
@@ -166,6 +167,10 @@ pub struct Maps {
     pub known_to_peer: Table<SessionPu, u64>,
     /// Sources of first contacts → when their account is even again.
     pub hello_sources: Table<Source, u64>,
+    /// Which PU of a peer was met behind an address and port.
+    pub datagram_peers: Table<DatagramPeer, SessionPu>,
+    /// The latest time in a datagram's trailer of each PU of a peer.
+    pub datagram_times: Table<SessionPu, u64>,
     /// Connections.
     pub flows: Table<FlowKey, Flow>,
     /// Identity → JSON.
@@ -205,6 +210,8 @@ impl Maps {
             peer_pus: Table::open(directory, "PEER_PUS")?,
             known_to_peer: Table::open(directory, "KNOWN_TO_PEER")?,
             hello_sources: Table::open(directory, "HELLO_SOURCES")?,
+            datagram_peers: Table::open(directory, "DATAGRAM_PEERS")?,
+            datagram_times: Table::open(directory, "DATAGRAM_TIMES")?,
             flows: Table::open(directory, "FLOWS")?,
             identity_docs: Docs::open(directory, "IDENTITY_DOCS", "the tag set of identity")?,
             pu_docs: Docs::open(directory, "PU_DOCS", "the description of PU")?,
@@ -243,6 +250,8 @@ impl Maps {
             self.peer_pus.fill()?,
             self.known_to_peer.fill()?,
             self.hello_sources.fill()?,
+            self.datagram_peers.fill()?,
+            self.datagram_times.fill()?,
             self.flows.fill()?,
             self.identity_docs.fill()?,
             self.pu_docs.fill()?,
