@@ -47,8 +47,9 @@ fn inject(ctx: &TcContext) -> Option<i32> {
         } else if trailer.flags & INJECT_ANSWER != 0 {
             ctx.skb.set_mark(config.mark ^ MARK_ANSWER);
         }
+        // What leaves through the loopback comes in by it, and keeps what it was taken for here.
+        bpf_skb_change_type(skb, PACKET_HOST);
         if trailer.flags & INJECT_INGRESS != 0 {
-            bpf_skb_change_type(skb, PACKET_HOST);
             return Some(bpf_redirect(trailer.ifindex, BPF_F_INGRESS as u64) as i32);
         }
         if trailer.flags & INJECT_NEIGHBOUR != 0 {
