@@ -27,7 +27,7 @@ use crate::{
     cleared::cleared,
     datagram::{HEADER, ends_with_trailer, sealed, udp_length},
     datagram_rewrite::{attach, strip_bare, unreachable},
-    emit::{At, Parties, config, count, count_handshake, now, refused},
+    emit::{At, Parties, config, count, count_handshake, count_reason, now, refused},
     flow_table::{Lookup, coarse_now, enter, find, remove},
     hook_tc_egress::own,
     judge::{judge, rejudge},
@@ -41,6 +41,9 @@ use crate::{
 
 /// How long what a peer refused is not tried again, nanoseconds.
 const AGAIN_NS: u64 = 5_000_000_000;
+
+/// The flow is entered: its first datagram is to bear identity.
+const OPENED: i32 = 0x4f50;
 
 /// The packet at hand.
 #[derive(Clone, Copy)]
@@ -78,7 +81,17 @@ pub fn sent(ctx: &TcContext, source: Source) -> i32 {
         }
         _ => sender,
     };
-    open(&packet, pu)
+    match open(&packet, pu) {
+        // Here, because the stack of that and of what follows are too much together.
+        OPENED => match find(packet.key, source.interface(ctx)) {
+            Lookup::Ours(flow) => identified(&packet, flow),
+            _ => {
+                count_reason(Reason::Internal, false);
+                DROP
+            }
+        },
+        verdict => verdict,
+    }
 }
 
 /// `None`: as if there were no flow.
@@ -196,10 +209,7 @@ fn try_open(packet: &Datagram, pu: u32, parties: &mut Parties) -> Result<i32, Re
         flow.observed_rule = verdict.observed_rule;
         flow.flags = if verdict.log { FLAG_LOG } else { 0 };
     })?;
-    match find(key, packet.source.interface(packet.ctx)) {
-        Lookup::Ours(flow) => Ok(identified(packet, flow)),
-        _ => Err(Reason::Internal),
-    }
+    Ok(OPENED)
 }
 
 #[inline(always)]
