@@ -271,6 +271,30 @@ fn on_the_hosts_network_the_first_packet_is_the_pus_whatever_the_agent_does() ->
 }
 
 #[test]
+fn a_port_that_is_no_containers_yet_keeps_syns_waiting_both_ways() -> Result<()> {
+    let stage = Stage::with("dkport", "tags.wait = \"300ms\"\n")?;
+    let (a, b) = (&stage.a, &stage.b);
+    let open = b.serve(&["--listen", "[::]:8020"])?;
+    let guest = a.guest("late", &[])?;
+    a.exec(&["ip", "link", "set", guest.interface(), "master", "br-one"])?.ok()?;
+    guest.exec(&["ip", "address", "add", "10.99.0.77/24", "dev", "eth0"])?.ok()?;
+    guest.exec(&["ip", "route", "replace", "default", "via", "10.99.0.1"])?.ok()?;
+    let inside = guest.serve(&["--listen", "[::]:8021"])?;
+    a.wait_for_pus(&[&format!("docker:?{}", guest.interface())])?;
+    let to_it = b.connect("10.99.0.77:8021", &["--timeout", "8000"])?;
+    ensure!((to_it.outcome, to_it.retransmissions) == (Outcome::Refused, 0), "{to_it:?}\n{}", stage.why());
+    let from_it = guest.connect(&b.socket_v4(8020), &["--timeout", "8000"])?;
+    ensure!((from_it.outcome, from_it.retransmissions) == (Outcome::Refused, 0), "{from_it:?}\n{}", stage.why());
+    // The counters count what else interfaces say when they come, too.
+    let records = a.records()?.into_iter().filter(|record| record.proto == "tcp" && record.verdict == "deny");
+    let said: Vec<_> = records.map(|record| (record.role, record.reason, record.peer_reason)).collect();
+    let refused = |role: &str| (role.to_owned(), "pu_incomplete".to_owned(), false);
+    assert_eq!(said, [refused("server"), refused("client")]);
+    assert_eq!((inside.accepted()?, open.accepted()?), (0, 0));
+    Ok(())
+}
+
+#[test]
 fn without_an_agent_what_starts_on_the_hosts_network_is_refused() -> Result<()> {
     let stage = Stage::new("dknone")?;
     let (a, b) = (&stage.a, &stage.b);

@@ -25,7 +25,7 @@ const LIMIT: usize = 512;
 const TURN: Duration = Duration::from_millis(100);
 
 /// A SYN from or to a socket that was not sorted out when the kernel looked.
-pub(super) fn held(shared: &Shared, held: &Held, _: &Frame<'_>) -> Result<(), Refusal> {
+pub(super) fn held(shared: &Shared, held: &Held) -> Result<(), Refusal> {
     if waiting::is_late(shared, held, sys::monotonic_ns()) {
         return Err(Reason::PuIncomplete.into());
     }

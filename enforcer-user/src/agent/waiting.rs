@@ -48,7 +48,7 @@ impl Waiting {
 /// A SYN to or from a PU that is not complete, or a socket that is not sorted out.
 pub(super) fn held(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal> {
     if held.pu == PU_UNSORTED {
-        return unsorted::held(shared, held, frame);
+        return unsorted::held(shared, held);
     }
     {
         let mut waiting = shared.waiting.lock();
