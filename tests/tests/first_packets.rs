@@ -3,8 +3,6 @@
 //! The agent is stopped for a moment where a test must be sure that a SYN came before its verdict.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -93,9 +91,9 @@ fn answer(process: &mut Proc) -> Result<Attempt> {
 /// A file nobody has executed yet, which does what `lab-tool` does.
 fn program(host: &Host, name: &str) -> Result<PathBuf> {
     let path = host.directory().join(name);
-    fs::copy(lab_tool()?, &path)?;
-    fs::OpenOptions::new().append(true).open(&path)?.write_all(name.as_bytes())?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    // Not by this process: what another thread forks at that moment would keep the file open, and it could not be executed.
+    let copy = "cp \"$0\" \"$1\" && printf %s \"$1\" >> \"$1\"";
+    host.exec(&["sh", "-c", copy, &lab_tool()?.to_string_lossy(), &path.to_string_lossy()])?.ok()?;
     Ok(path)
 }
 
