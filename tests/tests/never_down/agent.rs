@@ -121,7 +121,7 @@ fn a_configuration_that_cannot_be_read_keeps_what_is_in_force() -> Result<()> {
     let (config, aside) = (b.enforcer_config(), b.directory().join("aside.toml"));
     let (binary, file) = (enforcer_binary()?.to_string_lossy().into_owned(), config.to_string_lossy().into_owned());
     let starts = |words: &str| -> Result<()> {
-        let output = b.exec_within(&[&binary, "run", "--config", &file], Duration::from_secs(10))?;
+        let output = b.exec_within(&[&binary, "run", "--config", &file], Duration::from_secs(30))?;
         ensure!(output.code() == 4 && output.stderr.contains(words), "{}: {}", output.code(), output.stderr);
         Ok(())
     };

@@ -36,7 +36,7 @@ fn peers_of_a_former_layout_are_still_known() -> Result<()> {
     HashMap::<MapData, Key, [u8; 20]>::create(262_144, 1)?.pin(&pin)?;
     let binary = enforcer_binary()?.to_string_lossy().into_owned();
     let config = b.enforcer_config().to_string_lossy().into_owned();
-    let output = b.exec_within(&[&binary, "run", "--config", &config], Duration::from_secs(20))?;
+    let output = b.exec_within(&[&binary, "run", "--config", &config], Duration::from_secs(60))?;
     ensure!(output.code() == 1, "{}", output.stderr);
     ensure!(
         output.stderr.contains("PEER_PUS is pinned with a value size of 20, this version has 24"),
