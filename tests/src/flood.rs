@@ -135,6 +135,8 @@ impl Flooding {
 /// The first fragment of a SYN to where `syn` goes; the others never come.
 fn fragment(syn: &Segment, from: Ipv4Addr) -> Vec<u8> {
     let mut frame = syn.to_frame();
+    // Not the client's own: the switch would send the client's frames elsewhere.
+    frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 0xf1]);
     frame[26..30].copy_from_slice(&from.octets());
     // So long as the header and the ports, and more to come.
     frame.truncate(14 + 20 + 40);
