@@ -428,6 +428,16 @@ struct LinkCreateAttr {
     flags: u32,
 }
 
+/// Gives what of the heap is free back to the system, where the C library can: after a large policy has come and gone, it would
+/// otherwise stay for the next one.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointer, and may be called at any time by any thread.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 #[repr(C)]
 struct LinkUpdateAttr {
     link: u32,

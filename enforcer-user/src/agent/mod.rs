@@ -283,9 +283,8 @@ fn start(config: Config, hardening: Hardening, ready: Arc<AtomicBool>, begin: St
         policy::Beginning::Nothing(problem) => (None, Some(problem)),
     };
     state.policy_error = problem;
-    let texts = rules.as_ref().map(|rules| rules.texts.clone());
     let settled = rules.is_some();
-    if let Some(rules) = rules {
+    if let Some(rules) = &rules {
         state.compile(rules)?;
         state.recall_names(&config.paths.socket);
     }
@@ -325,10 +324,11 @@ fn start(config: Config, hardening: Hardening, ready: Arc<AtomicBool>, begin: St
     shared.kernel().attach_tap(&shared.tap)?;
     pus::attach_interfaces(&shared);
     policy::cut_where(&shared, Reason::Revoked, |flow| distrusted.contains(&flow.session));
-    if let Some(texts) = texts {
+    if let Some(rules) = rules {
         policy::save_rule_names(&shared);
-        trial::keep_policy(&shared, texts);
+        trial::keep_policy(&shared, rules.texts);
     }
+    crate::sys::trim_heap();
     Ok(shared)
 }
 

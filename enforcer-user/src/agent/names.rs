@@ -8,7 +8,7 @@ use std::{
 };
 
 use policy::{Head, PolicyRule, RuleId};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer as _};
 
 use crate::{
     flow_log::{Names, RuleName, Tagged},
@@ -108,6 +108,15 @@ impl NameTable {
         });
     }
 
+    /// Forgets rules that have gone once there are too many of them beside the `count` that are there.
+    pub fn prune_rules(&self, count: usize, is_there: impl Fn(u32) -> bool) {
+        self.write(|tables| {
+            if tables.rules.len() > count + GONE_MAX {
+                tables.rules.retain(|number, _| is_there(*number));
+            }
+        });
+    }
+
     fn write(&self, change: impl FnOnce(&mut Tables)) {
         change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
     }
@@ -122,10 +131,13 @@ impl NameTable {
     /// Never in practice: numbers and text.
     pub fn rules_text(&self) -> serde_json::Result<Vec<u8>> {
         self.read(|tables| {
-            let parts = |(number, name): (&u32, &RuleName)| {
-                (*number, SavedRule::Parts(name.namespace.to_string(), name.policy.to_string(), name.rule.to_string()))
-            };
-            serde_json::to_vec(&tables.rules.iter().map(parts).collect::<HashMap<u32, SavedRule>>())
+            let mut bytes = Vec::new();
+            let mut out = serde_json::Serializer::new(&mut bytes);
+            // As `SavedRule::Parts`, without a copy of each.
+            out.collect_map(
+                tables.rules.iter().map(|(number, name)| (number, (&*name.namespace, &*name.policy, &*name.rule))),
+            )?;
+            Ok(bytes)
         })
     }
 }

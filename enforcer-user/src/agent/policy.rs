@@ -3,7 +3,6 @@
 use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
-    sync::Arc,
 };
 
 use common::{
@@ -13,7 +12,7 @@ use common::{
     flow::{CLIENT, CONFIRMING, CUT, ESTABLISHED, Flow, FlowKey, SYN_RECEIVED},
     verdict::Pair,
 };
-use policy::{Delta, IdentityId, Moment, PolicyRule};
+use policy::{Delta, IdentityId, Moment, ParsedFiles, RuleId};
 
 use super::{Shared, clock, host_pu, last_good, names, policy_apply, state::State, trial, upkeep::policy_stamp};
 use crate::{
@@ -29,27 +28,27 @@ use crate::{
 
 /// Rules and the files they came from.
 pub(super) struct Rules {
-    pub rules: Vec<Arc<PolicyRule>>,
+    pub parsed: ParsedFiles,
     pub texts: Vec<PolicyText>,
 }
 
 impl Rules {
-    /// Reads and parses every policy file below the configured paths.
-    pub fn read(paths: &[PathBuf]) -> anyhow::Result<Self> {
-        Self::parse(PolicyText::read_all(paths)?)
+    /// Reads every policy file below the configured paths, and parses what is not as in `former`.
+    pub fn read(paths: &[PathBuf], former: &ParsedFiles) -> anyhow::Result<Self> {
+        Self::parse(PolicyText::read_all(paths)?, former)
     }
 
-    /// Parses policy files.
-    pub fn parse(texts: Vec<PolicyText>) -> anyhow::Result<Self> {
-        let rules = policy::parse_files(texts.iter().map(|file| (file.file.as_str(), file.text.as_str())))?;
-        if let Some(rule) = rules.iter().find(|rule| rule.policy() == host_pu::BUILTIN) {
+    /// Parses of policy files what is not as in `former`.
+    pub fn parse(texts: Vec<PolicyText>, former: &ParsedFiles) -> anyhow::Result<Self> {
+        let parsed = former.parse(texts.iter().map(|file| (file.file.as_str(), file.text.as_str())))?;
+        if let Some(rule) = parsed.rules().iter().find(|rule| rule.policy() == host_pu::BUILTIN) {
             anyhow::bail!(
                 "{}: the name `{}` is that of the enforcer's own rules; choose another",
                 rule.location(),
                 host_pu::BUILTIN
             );
         }
-        Ok(Self { rules, texts })
+        Ok(Self { parsed, texts })
     }
 }
 
@@ -67,12 +66,13 @@ pub(super) enum Beginning {
 /// would renew and judge, and known peers would be strangers before long. A first start with one is an error.
 pub(super) fn begin(config: &Config, enforced_before: bool) -> anyhow::Result<Beginning> {
     policy_apply::finish_interrupted(&config.policy.paths);
-    let problem = match Rules::read(&config.policy.paths) {
+    let none = ParsedFiles::default();
+    let problem = match Rules::read(&config.policy.paths, &none) {
         Ok(rules) => return Ok(Beginning::Policy(rules)),
         Err(error) if enforced_before => format!("{error:#}"),
         Err(error) => return Err(error),
     };
-    match last_good::read(&config.paths.socket).and_then(Rules::parse) {
+    match last_good::read(&config.paths.socket).and_then(|texts| Rules::parse(texts, &none)) {
         Ok(rules) => {
             tracing::error!(error = problem, "the policy is broken: the last good one is in force until it is mended");
             let problem = format!("{problem}; the last good policy is in force");
@@ -95,13 +95,19 @@ impl State {
     ///
     /// # Errors
     /// If the rules cannot be compiled; nothing has changed then.
-    pub fn compile(&mut self, rules: Rules) -> anyhow::Result<Delta> {
-        let all: Vec<_> = self.builtin.iter().chain(&rules.rules).cloned().collect();
+    pub fn compile(&mut self, rules: &Rules) -> anyhow::Result<Delta> {
+        if self.rules.is(&rules.parsed) && !rules.texts.is_empty() {
+            return Ok(Delta::default());
+        }
+        // Names of rules that are removed now are kept for records: only those gone before may go.
+        self.names.prune_rules(self.compiled.len(), |rule| self.compiled.rule(RuleId(rule)).is_some());
+        let all: Vec<_> = self.builtin.iter().chain(rules.parsed.rules()).cloned().collect();
         let delta = self.compiled.update_rules(&all)?;
-        self.rules = rules.rules;
+        self.rules = rules.parsed.clone();
         self.policy_files = rules.texts.iter().map(|file| file.file.as_str().into()).collect();
-        // Names of removed rules are kept for records; one without name that moved has another.
-        self.names.set_rules(names::named(self.compiled.rules()));
+        // One without name that moved has another.
+        let named = delta.added.iter().chain(&delta.moved);
+        self.names.set_rules(names::named(named.filter_map(|id| Some((*id, &**self.compiled.rule(*id)?)))));
         for rule in delta.added.iter().filter_map(|id| self.compiled.rule(*id)) {
             if let Some(until) = rule.rule().until.filter(|_| rule.rule().is_expired(self.compiled.now())) {
                 let (rule, source) = (rule.full_name(), rule.location().to_string());
@@ -153,49 +159,67 @@ impl State {
     }
 }
 
-/// Puts rules in force; whether anything changed.
+/// What a change of rules touches.
+struct Change {
+    delta: Delta,
+    /// The kernel may not have what was in force before, so all of it.
+    everything: bool,
+}
+
+impl Change {
+    fn affects(&self, pair: &Pair) -> bool {
+        self.everything || self.delta.affects(IdentityId(pair.subject), IdentityId(pair.object))
+    }
+}
+
+/// Puts rules in force, judges live flows by them, and keeps a copy; whether anything changed.
 ///
 /// # Errors
 /// If the rules cannot be compiled, nothing has changed; after any other error upkeep tries again, see [`State::unsettled`].
 pub(super) fn install(shared: &Shared, rules: Rules) -> anyhow::Result<bool> {
-    let texts = rules.texts.clone();
-    let (delta, everything) = {
+    let change = {
         let mut state = shared.state();
-        let delta = state.compile(rules)?;
-        (delta, std::mem::take(&mut state.frozen) || state.unsettled)
+        let delta = state.compile(&rules)?;
+        Change { delta, everything: std::mem::take(&mut state.frozen) || state.unsettled }
     };
-    if delta.is_empty() && !everything {
+    if change.delta.is_empty() && !change.everything {
         return Ok(false);
     }
-    enforce(shared, &delta, everything)?;
-    trial::keep_policy(shared, texts);
+    enforce(shared, &change)?;
+    rejudge_if(shared, |pair| change.affects(pair));
+    trial::keep_policy(shared, rules.texts);
     Ok(true)
 }
 
-/// Tells the kernel what changed (or everything): pairs first, then networks, then the generation that makes it judge flows
-/// again. Where room for verdicts must be waited for, nobody else waits.
-fn enforce(shared: &Shared, delta: &Delta, everything: bool) -> anyhow::Result<()> {
-    let mut late = Vec::new();
-    {
-        let mut guard = shared.state();
-        let state = &mut *guard;
+/// So many pairs are judged before somebody else may have the state: first contacts and the heartbeat wait for it.
+const JUDGED_AT_ONCE: usize = 256;
+
+/// Tells the kernel what changed: pairs first, then networks, then the generation that makes it judge flows again. Where room
+/// for verdicts must be waited for, nobody else waits.
+fn enforce(shared: &Shared, change: &Change) -> anyhow::Result<()> {
+    let Change { delta, everything } = change;
+    let stale: Vec<Pair> = {
+        let mut state = shared.state();
         // Until all is done, the kernel has less than the agent's mind.
         state.unsettled = true;
-        let affected = |pair: &&Pair| everything || delta.affects(IdentityId(pair.subject), IdentityId(pair.object));
-        let stale: Vec<Pair> = state.pairs.iter().filter(affected).copied().collect();
-        for pair in stale {
-            if !state.judge_again(pair)? {
-                late.push(pair);
+        state.pairs.iter().filter(|pair| change.affects(pair)).copied().collect()
+    };
+    let mut late = Vec::new();
+    for some in stale.chunks(JUDGED_AT_ONCE) {
+        let mut state = shared.state();
+        for pair in some {
+            if !state.judge_again(*pair)? {
+                late.push(*pair);
             }
         }
     }
-    if everything || delta.externals_changed {
+    if *everything || delta.externals_changed {
         patiently(|| shared.state().judge_externals())?;
     }
     {
         let mut state = shared.state();
         state.write_networks()?;
-        if everything {
+        if *everything {
             state.renumber_flows()?;
         }
         state.next_generation()?;
@@ -211,6 +235,8 @@ fn enforce(shared: &Shared, delta: &Delta, everything: bool) -> anyhow::Result<(
 
 /// Lets rules end when their time is over, and makes good what the kernel refused before.
 pub(super) fn upkeep(shared: &Shared) {
+    // Whoever changes the policy at this moment makes good what the kernel does not have yet.
+    let Some(_files) = policy_apply::try_no_half_written_files() else { return };
     let now = Moment::from_unix(clock::now());
     let (delta, everything, expired) = {
         let mut state = shared.state();
@@ -224,11 +250,12 @@ pub(super) fn upkeep(shared: &Shared) {
         let expired: Vec<String> = names.collect();
         (delta, state.unsettled, expired)
     };
-    if !delta.is_empty() || everything {
-        if let Err(error) = enforce(shared, &delta, everything) {
+    let change = Change { delta, everything };
+    if !change.delta.is_empty() || everything {
+        if let Err(error) = enforce(shared, &change) {
             return tracing::error!(error = format!("{error:#}"), "the kernel does not have the whole policy");
         }
-        rejudge(shared);
+        rejudge_if(shared, |pair| change.affects(pair));
     }
     if !expired.is_empty() {
         tracing::info!(rules = expired.join(" "), "rules expired");
@@ -237,20 +264,25 @@ pub(super) fn upkeep(shared: &Shared) {
 
 /// Reads the policy again and puts it in force; a broken one leaves the old in force and says so.
 pub(super) fn reload(shared: &Shared) {
-    let _files = policy_apply::no_half_written_files();
-    let paths = &shared.config.policy.paths;
-    policy_apply::finish_interrupted(paths);
-    let stamp = policy_stamp(paths);
-    let rules = Rules::read(paths);
-    // Where somebody writes at this very moment, upkeep sees a change and comes again.
-    if policy_stamp(paths) == stamp {
-        put_in_force(shared, rules);
+    {
+        let _files = policy_apply::no_half_written_files();
+        let paths = &shared.config.policy.paths;
+        policy_apply::finish_interrupted(paths);
+        let stamp = policy_stamp(paths);
+        let former = shared.state().rules.clone();
+        let rules = Rules::read(paths, &former);
+        // Where somebody writes at this very moment, upkeep sees a change and comes again.
+        if policy_stamp(paths) == stamp {
+            put_in_force(shared, rules);
+        }
     }
+    // Here and not where files are applied, for nobody waits for an answer; after those it is called, too.
+    sys::trim_heap();
 }
 
-/// The same, for who has seen to it that no files are half written.
-pub(super) fn reload_files(shared: &Shared) {
-    put_in_force(shared, Rules::read(&shared.config.policy.paths));
+/// The same, for who has seen to it that no files are half written. Most of them are as in `former`.
+pub(super) fn reload_files(shared: &Shared, former: &ParsedFiles) {
+    put_in_force(shared, Rules::read(&shared.config.policy.paths, former));
 }
 
 fn put_in_force(shared: &Shared, rules: anyhow::Result<Rules>) {
@@ -262,7 +294,6 @@ fn put_in_force(shared: &Shared, rules: anyhow::Result<Rules>) {
                 let state = shared.state();
                 (state.config.current().generation, state.rules.len())
             };
-            rejudge(shared);
             save_rule_names(shared);
             tracing::info!(generation, rules, "policy in force");
             None
@@ -293,6 +324,11 @@ pub(super) fn save_rule_names(shared: &Shared) {
 
 /// Judges every live flow; those no longer allowed are cut at both ends, whether or not a packet comes.
 pub(super) fn rejudge(shared: &Shared) {
+    rejudge_if(shared, |_| true);
+}
+
+/// Judges the live flows of pairs that `touched` names, and of those the kernel has no verdict for.
+fn rejudge_if(shared: &Shared, touched: impl Fn(&Pair) -> bool) {
     let mut doomed = Vec::new();
     let mut unjudged = HashSet::new();
     {
@@ -305,7 +341,12 @@ pub(super) fn rejudge(shared: &Shared) {
             let (local_identity, peer_identity) = state.parties(flow, &mut peers);
             let flow = Flow { local_identity, peer_identity, ..*flow };
             let (subject, object, port) = direction(key, &flow);
-            if !state.pairs.contains(&Pair { subject, object }) {
+            let pair = Pair { subject, object };
+            let judged = state.pairs.contains(&pair);
+            if judged && !touched(&pair) {
+                return;
+            }
+            if !judged {
                 unjudged.insert((subject, object));
             }
             let verdict = known

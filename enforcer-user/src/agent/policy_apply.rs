@@ -5,10 +5,10 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, TryLockError},
 };
 
-use policy::{Capabilities, Compiled, Moment};
+use policy::{Capabilities, Moment, ParsedFiles};
 use serde::{Deserialize, Serialize};
 
 use super::{Shared, clock, policy as in_force, policy::Rules, views};
@@ -25,6 +25,15 @@ pub(super) fn no_half_written_files() -> MutexGuard<'static, ()> {
     WRITING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The same without waiting; none if files are being replaced or put in force.
+pub(super) fn try_no_half_written_files() -> Option<MutexGuard<'static, ()>> {
+    match WRITING.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
 /// Puts the files into the watched directory and in force. If any of them, or all together with the other files, cannot be
 /// in force, or one cannot be written, files and policy are as before.
 ///
@@ -38,30 +47,28 @@ pub(super) fn apply(
 ) -> Result<AppliedView, AdminError> {
     let _files = no_half_written_files();
     let directory = watched_directory(&shared.config.policy.paths)?;
-    let plan = Plan::new(&shared.config.policy.paths, &directory, files, prune)?;
-    let rules = plan.check()?;
+    let mut plan = Plan::new(&shared.config.policy.paths, &directory, files, prune)?;
+    let old = shared.state().rules.clone();
+    let new = plan.check(&old)?;
     let mut view = plan.view(&directory);
-    view.rules = rules.rules.len() as u64;
+    view.rules = new.len() as u64;
     view.dry_run = dry_run;
     if dry_run {
         let known = views::known(shared);
-        let (old, generation) = {
-            let state = shared.state();
-            (state.rules.clone(), state.config.current().generation)
-        };
+        let generation = shared.state().config.current().generation;
         let now = Moment::from_unix(clock::now());
-        let diff = policy::diff_pairs(&old, &rules.rules, &known, Capabilities::default(), now);
+        let diff = policy::diff_pairs(old.rules(), new.rules(), &known, Capabilities::default(), now);
         view.diff = Some(diff.map_err(invalid)?);
         view.generation = generation;
         return Ok(view);
     }
     plan.write(&directory)?;
-    in_force::reload_files(shared);
+    in_force::reload_files(shared, &new);
     let error = shared.state().policy_error.clone();
     if let Some(error) = error {
         // Somebody else changed another file meanwhile, or the kernel refused.
         plan.undo(&directory);
-        in_force::reload_files(shared);
+        in_force::reload_files(shared, &old);
         return Err(AdminError::internal(format!("{error}; the files are as they were before")));
     }
     view.generation = shared.state().config.current().generation;
@@ -131,11 +138,11 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Parses and compiles the whole.
-    fn check(&self) -> Result<Rules, AdminError> {
-        let rules = Rules::parse(self.texts.clone()).map_err(invalid)?;
-        Compiled::new(&rules.rules, Capabilities::default()).map_err(invalid)?;
-        Ok(rules)
+    /// Whether the whole can be put in force; the texts are not needed afterwards.
+    fn check(&mut self, former: &ParsedFiles) -> Result<ParsedFiles, AdminError> {
+        let rules = Rules::parse(std::mem::take(&mut self.texts), former).map_err(invalid)?;
+        policy::check_rules(rules.parsed.rules(), Capabilities::default()).map_err(invalid)?;
+        Ok(rules.parsed)
     }
 
     fn view(&self, directory: &Path) -> AppliedView {
@@ -319,8 +326,8 @@ mod tests {
     fn files_are_replaced_added_and_pruned() {
         let (_dir, path) = directory();
         let new = || vec![file("b.yaml", "name: b\nrules: []\n"), file("c.yml", "name: c\nrules: []\n")];
-        let plan = Plan::new(std::slice::from_ref(&path), &path, new(), false).expect("plan");
-        assert_eq!(plan.check().expect("fine").rules.len(), 1);
+        let mut plan = Plan::new(std::slice::from_ref(&path), &path, new(), false).expect("plan");
+        assert_eq!(plan.check(&ParsedFiles::default()).expect("fine").len(), 1);
         let view = plan.view(&path);
         let told = (view.added, view.replaced, view.removed, view.unchanged);
         assert_eq!(told, (vec!["c.yml".to_owned()], vec!["b.yaml".into()], vec![], vec!["a.yaml".into()]));
@@ -376,8 +383,9 @@ mod tests {
     fn the_whole_is_checked_before_anything_is_written() {
         let (_dir, path) = directory();
         let check = |text: &str| {
-            let plan = Plan::new(std::slice::from_ref(&path), &path, vec![file("c.yaml", text)], false).expect("plan");
-            plan.check().map(|_| ()).expect_err("refused").message
+            let files = vec![file("c.yaml", text)];
+            let mut plan = Plan::new(std::slice::from_ref(&path), &path, files, false).expect("plan");
+            plan.check(&ParsedFiles::default()).map(|_| ()).expect_err("refused").message
         };
         assert_eq!(
             check("name: c\nrules:\n  - allow any\n"),

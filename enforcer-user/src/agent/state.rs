@@ -15,7 +15,7 @@ use common::{
     verdict::Pair,
 };
 use ipnet::IpNet;
-use policy::{Action, Capabilities, Compiled, Identity, IdentityId, Moment, Namespace, PolicyRule};
+use policy::{Action, Capabilities, Compiled, Identity, IdentityId, Moment, Namespace, ParsedFiles, PolicyRule};
 
 use super::{
     clock, learn,
@@ -85,7 +85,7 @@ pub(super) struct State {
     pub identities: Identities,
     pub compiled: Compiled,
     /// Those of the policy files.
-    pub rules: Vec<Arc<PolicyRule>>,
+    pub rules: ParsedFiles,
     /// Those of the enforcer itself, before all others.
     pub builtin: Vec<Arc<PolicyRule>>,
     pub policy_files: Vec<PathBuf>,
@@ -177,7 +177,7 @@ impl State {
             pus: BTreeMap::new(),
             identities: Identities::default(),
             compiled,
-            rules: Vec::new(),
+            rules: ParsedFiles::default(),
             builtin,
             policy_files: Vec::new(),
             policy_error: None,
@@ -206,7 +206,7 @@ impl State {
 
     /// Rules of the enforcer itself, then those of the policy files, in the order in which they were compiled.
     pub fn rules_in_force(&self) -> impl Iterator<Item = &Arc<PolicyRule>> {
-        self.builtin.iter().chain(&self.rules)
+        self.builtin.iter().chain(self.rules.rules())
     }
 
     /// Writes what the configuration says, and the session of this enforcer with itself.

@@ -141,10 +141,10 @@ fn put_back(shared: &Shared, running: &Running) {
     let tried: Vec<u32> = shared.state().pus.range(running.from..).map(|(index, _)| *index).collect();
     tried.into_iter().for_each(|index| pus::let_go(shared, index));
     if running.policy.is_some() {
-        let before = last_good::read(&shared.config.paths.socket).and_then(Rules::parse);
-        match before.and_then(|rules| policy::install(shared, rules)) {
-            Ok(_) => policy::rejudge(shared),
-            Err(error) => tracing::error!(error = format!("{error:#}"), "the policy on trial stays in force"),
+        let tried = shared.state().rules.clone();
+        let before = last_good::read(&shared.config.paths.socket).and_then(|texts| Rules::parse(texts, &tried));
+        if let Err(error) = before.and_then(|rules| policy::install(shared, rules)) {
+            tracing::error!(error = format!("{error:#}"), "the policy on trial stays in force");
         }
     }
     let mut state = shared.state();
