@@ -170,6 +170,11 @@ impl Change {
     fn affects(&self, pair: &Pair) -> bool {
         self.everything || self.delta.affects(IdentityId(pair.subject), IdentityId(pair.object))
     }
+
+    /// Whether live flows of a pair are to be judged again: who stands for an address may be another network now.
+    fn reaches(&self, pair: &Pair) -> bool {
+        self.delta.externals_changed || self.affects(pair)
+    }
 }
 
 /// Puts rules in force, judges live flows by them, and keeps a copy; whether anything changed.
@@ -186,7 +191,7 @@ pub(super) fn install(shared: &Shared, rules: Rules) -> anyhow::Result<bool> {
         return Ok(false);
     }
     enforce(shared, &change)?;
-    rejudge_if(shared, |pair| change.affects(pair));
+    rejudge_if(shared, |pair| change.reaches(pair));
     trial::keep_policy(shared, rules.texts);
     Ok(true)
 }
@@ -255,7 +260,7 @@ pub(super) fn upkeep(shared: &Shared) {
         if let Err(error) = enforce(shared, &change) {
             return tracing::error!(error = format!("{error:#}"), "the kernel does not have the whole policy");
         }
-        rejudge_if(shared, |pair| change.affects(pair));
+        rejudge_if(shared, |pair| change.reaches(pair));
     }
     if !expired.is_empty() {
         tracing::info!(rules = expired.join(" "), "rules expired");
