@@ -216,8 +216,8 @@ fn length(credential: &[u8]) -> u16 {
 
 fn words(bytes: &[u8; COVERED]) -> [u64; COVERED / 8] {
     let mut words = [0; COVERED / 8];
-    for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
-        *word = u64::from_le_bytes(*bytes);
+    for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+        *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
     }
     words
 }

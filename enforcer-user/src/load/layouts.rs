@@ -6,7 +6,7 @@
 
 use std::mem::size_of;
 
-use common::identity::PeerPu;
+use common::{identity::PeerPu, workload::Watch};
 
 /// How the values of a map became what they are.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub(super) struct Layout {
 const LAYOUTS: &[Layout] = &[
     // Before changed tags were told: no `issued_ms`. Zero there is older than whatever the peer tells.
     Layout { map: "PEER_PUS", former: 16, present: size_of::<PeerPu>(), parts: &[(0, 0, 8), (8, 16, 8)] },
+    // Before containers' cgroups were stopped: no `cgroup_root`, `root_hierarchy`. The agent writes all of it anew when it starts.
+    Layout { map: "WATCH", former: 64, present: size_of::<Watch>(), parts: &[(0, 0, 64)] },
 ];
 
 /// The layout that makes values of `present` bytes of those of `former` bytes.
