@@ -75,7 +75,7 @@ fn load_attaches_everywhere_and_unload_leaves_nothing() {
         assert_eq!(links["sock_ingress"].target, cgroup_id);
         assert_eq!(links.len(), 4 + 3 + 3 * 2 + 2 + 1);
         assert_eq!(settings()[..2], ["1\n", "1\n"]);
-        assert_eq!(fs::read_dir(place.bpffs.join("v1/progs")).unwrap().count(), 16);
+        assert_eq!(fs::read_dir(place.bpffs.join("v1/progs")).unwrap().count(), 21);
 
         kernel.detach_pu_interface(v0).unwrap();
         assert_eq!(chain("v0", Ingress), ["tc_ingress"]);
@@ -92,7 +92,7 @@ fn load_attaches_everywhere_and_unload_leaves_nothing() {
         assert_eq!(chain("lo", Ingress), ["tc_ingress"], "the end of the agent changes nothing");
 
         let unloaded = unload(&place.unload()).unwrap();
-        assert_eq!((unloaded.links, unloaded.programs, unloaded.tap, unloaded.cgroups), (14, 16, true, 3));
+        assert_eq!((unloaded.links, unloaded.programs, unloaded.tap, unloaded.cgroups), (14, 21, true, 3));
         assert_eq!(unloaded.maps, maps.len());
         assert_eq!(interfaces(), interfaces_before);
         assert_eq!(settings(), settings_before);

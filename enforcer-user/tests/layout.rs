@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::abi::{self, Config};
+use common::datagram::DatagramPeer;
 use common::flow::{Flow, FlowKey};
 use common::host::Host;
 use common::identity::{Credential, ListenerKey, Network, PeerAddr, PeerPu, Pu, Session, SessionPu};
@@ -84,6 +85,9 @@ fn expected() -> Vec<(&'static str, Shape, Shape)> {
         ("PEER_ADDRS", shape!(PeerAddr: addr, port, pad), u32_key()),
         ("PEER_PUS", session_pu(), shape!(PeerPu: until_ns, issued_ms, identity, pad)),
         ("KNOWN_TO_PEER", session_pu(), Shape::Integer { size: 8 }),
+        ("DATAGRAM_PEERS", shape!(DatagramPeer: addr, port, proto), session_pu()),
+        ("DATAGRAM_TIMES", session_pu(), Shape::Integer { size: 8 }),
+        ("DATAGRAM_PROGRAMS", u32_key(), u32_key()),
         (
             "NETWORKS",
             Shape::Struct { size: 20, fields: vec![("prefix_len".into(), 0), ("data".into(), 4)] },

@@ -65,6 +65,11 @@ fn frames() {
 }
 
 #[test]
+fn datagrams() {
+    drive("datagram", seeds::datagrams(), targets::datagram, 1, false);
+}
+
+#[test]
 fn options() {
     drive("option", seeds::options(), targets::option, 1, false);
 }

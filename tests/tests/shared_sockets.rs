@@ -54,6 +54,9 @@ impl Stage {
 const DENIED: &str = "{reason=\"protocol_denied\",direction=\"in\"}";
 const DENIED_OUT: &str = "{reason=\"protocol_denied\",direction=\"out\"}";
 
+const LATER_OUT: &str = "{reason=\"fragment\",direction=\"out\"}";
+const NOBODY_OUT: &str = "{reason=\"peer_no_identity\",direction=\"out\"}";
+
 fn hear(at: &Place, args: &[&str]) -> Result<Proc> {
     let mut process = at.spawn_tool(&[&["hear"], args].concat())?;
     process.wait_for_line("READY", Duration::from_secs(5))?;
@@ -186,10 +189,10 @@ fn fragments_follow_their_first() -> Result<()> {
     tell(&stage.ears, &from, &stage.a.socket_v4(5000), &long, 1)?;
     hears(&far[0], &long)?;
     stage.refused(&before, &[])?;
-    // Where the first may not leave, none does.
-    let capture = stage.a.capture("eth0", "udp or ip[6:2] & 0x1fff != 0")?;
+    // Where the first may not leave, none does: it waits for a peer that says who it is, and there is none.
+    let capture = stage.a.capture("eth0", "ip[6:2] & 0x3fff != 0")?;
     stage.ears.tool::<serde_json::Value>(&["tell", &stage.a.socket_v4(5001), "--from", &from, "--text", &long])?;
-    stage.refused(&before, &[(DENIED_OUT, 1)])?;
+    stage.refused(&before, &[(LATER_OUT, 3), (NOBODY_OUT, 1)])?;
     assert_eq!(capture.finish()?.0.len(), 0);
     Ok(())
 }

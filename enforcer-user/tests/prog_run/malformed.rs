@@ -11,7 +11,7 @@ struct Bad {
 }
 
 fn malformed() -> Vec<Bad> {
-    let [pu4, peer4, _] = families()[0];
+    let [pu4, peer4, far4] = families()[0];
     let [pu6, peer6, _] = families()[1];
     let v4 = Segment::syn(pu4, peer4, SPORT, PORT, ISN).frame();
     let v6 = Segment::syn(pu6, peer6, SPORT, PORT, ISN).frame();
@@ -63,9 +63,9 @@ fn malformed() -> Vec<Bad> {
         bad("no next header", packet(pu6, peer6, 59, &[]), Reason::ProtocolDenied),
         bad("unknown protocol", packet(pu4, peer4, 200, &[0; 32]), Reason::ProtocolDenied),
         bad("SCTP", packet(pu4, peer4, 132, &[0; 32]), Reason::ProtocolDenied),
-        bad("UDP to a peer", udp(pu4, peer4, SPORT, PORT), Reason::ProtocolDenied),
+        bad("UDP by address", udp(pu4, far4, SPORT, PORT), Reason::ProtocolDenied),
         bad("UDP cut short", udp(pu4, peer4, SPORT, PORT)[..36].to_vec(), Reason::Malformed),
-        bad("echo request", packet(pu4, peer4, 1, &[8, 0, 0, 0, 0, 0, 0, 0]), Reason::ProtocolDenied),
+        bad("echo request by address", packet(pu4, far4, 1, &[8, 0, 0, 0, 0, 0, 0, 0]), Reason::ProtocolDenied),
         bad("ICMP of one byte", packet(pu4, peer4, 1, &[8]), Reason::Malformed),
     ];
     // Only the first fragment says whose it is; with it dropped the rest is never put together, but it would leave.
@@ -78,7 +78,7 @@ fn malformed() -> Vec<Bad> {
     for (what, protocol) in [("IPv4 in IPv4", 4), ("IPv6 in IPv4", 41), ("GRE", 47), ("ESP in IPv4", 50)] {
         cases.push(bad(what, packet(pu4, peer4, protocol, &v4[14..]), Reason::ProtocolDenied));
     }
-    cases.push(bad("VXLAN", udp(pu4, peer4, SPORT, 4789), Reason::ProtocolDenied));
+    cases.push(bad("VXLAN", udp(pu4, far4, SPORT, 4789), Reason::ProtocolDenied));
     cases.push(bad("a type of no internet", changed(&v4, 12, &[0x88, 0xb5]), Reason::ProtocolDenied));
     cases.push(passing("a frame of IEEE 802.2", changed(&v4, 12, &[0, 38])));
     cases.push(passing("ARP", changed(&v4, 12, &[8, 6])));

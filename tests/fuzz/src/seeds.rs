@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use common::datagram::{Fields, Trailer};
 use common::wire::{CONFIRM, DENY, HELLO, HELLO_REPLY, OptionBytes, RESUME, RETRY};
 use enforcer_user::identity::ca::{Authority, IssueOptions};
 use enforcer_user::identity::credential::prepare;
@@ -121,6 +122,44 @@ pub fn frames() -> Vec<Vec<u8>> {
         frames.extend(options().iter().map(|options| segment(v6, options, &ISSUED.credential)));
     }
     frames
+}
+
+/// Datagrams of both families, with and without trailer.
+pub fn datagrams() -> Vec<Vec<u8>> {
+    let mut datagrams = Vec::new();
+    for v6 in [false, true] {
+        for proto in [17, if v6 { 58 } else { 1 }] {
+            for kind in [0, HELLO, HELLO_REPLY, RESUME, RETRY, DENY] {
+                let before: &[u8] = if kind == HELLO { &ISSUED.credential } else { b"GET / HTTP/1.0" };
+                let fields = Fields { packet_type: kind, len: before.len() as u16, index: 7, ..Fields::default() };
+                let trailer = if kind == 0 { Vec::new() } else { Trailer::new(&fields, 9).bytes().to_vec() };
+                datagrams.push(datagram(v6, proto, &[before, &trailer].concat()));
+            }
+        }
+    }
+    datagrams
+}
+
+fn datagram(v6: bool, proto: u8, payload: &[u8]) -> Vec<u8> {
+    let len = (8 + payload.len()) as u16;
+    let mut frame = segment(v6, &[], &[]);
+    frame.truncate(if v6 { 54 } else { 34 });
+    if v6 {
+        frame[18..20].copy_from_slice(&len.to_be_bytes());
+        frame[20] = proto;
+    } else {
+        frame[16..18].copy_from_slice(&(20 + len).to_be_bytes());
+        frame[23] = proto;
+    }
+    match proto {
+        17 => frame.extend([0x9c, 0x40, 0, 53]),
+        58 => frame.extend([128, 0, 0, 0]),
+        _ => frame.extend([8, 0, 0, 0]),
+    }
+    frame.extend(len.to_be_bytes());
+    frame.extend([0, 0]);
+    frame.extend(payload);
+    frame
 }
 
 /// Credentials.

@@ -14,7 +14,7 @@ use enforcer_user::facts::{
     feed::Feed,
     jwks::KeySet,
 };
-use enforcer_user::handshake::{Frame, build};
+use enforcer_user::handshake::{Frame, build, datagram};
 use enforcer_user::identity::{Anchors, TrustProfile, Verifier};
 use enforcer_user::workload::container_common::{Unit, is_container_id};
 use enforcer_user::workload::cri::proto::{ListContainersResponse, ListPodSandboxResponse, PodSandboxStatusResponse};
@@ -43,6 +43,29 @@ pub fn frame(bytes: &[u8]) -> bool {
     assert_eq!((denied.source_port(), denied.destination_port()), (frame.destination_port(), frame.source_port()));
     let reset = build::reset_receiver(&frame);
     assert!(Frame::parse(&reset).expect("a reset is a frame").payload().is_empty());
+    true
+}
+
+/// Datagrams held by the kernel: whatever is accepted goes on, is answered and refused as datagrams.
+pub fn datagram(bytes: &[u8]) -> bool {
+    let Ok(datagram) = datagram::Datagram::parse(bytes) else { return false };
+    if let Some((trailer, before)) = datagram.trailer() {
+        assert_eq!([before, &trailer.bytes()].concat(), datagram.payload());
+    }
+    for piece in datagram.onward(100) {
+        datagram::Datagram::parse(&piece).expect("a piece is a datagram");
+    }
+    let whole = datagram.with(&[datagram.payload()], false);
+    let whole = datagram::Datagram::parse(&whole).expect("a completed datagram is one");
+    assert_eq!(whole.payload(), datagram.payload());
+    let back = whole.with(&[whole.payload()], true);
+    let there = datagram::Datagram::parse(&back).expect("an answer is a datagram").with(&[whole.payload()], true);
+    let there = datagram::Datagram::parse(&there).expect("its answer is one");
+    assert_eq!(there.payload(), datagram.payload());
+    let denied = datagram.deny(common::drop_reason::Reason::NoRule, 7);
+    let denied = datagram::Datagram::parse(&denied).expect("a DENY is a datagram");
+    assert!(denied.trailer().is_some_and(|(trailer, before)| trailer.fields().time == 7 && before.is_empty()));
+    assert!(!datagram.is_given_back(&common::flow::Flow::default(), &common::identity::Session::default()));
     true
 }
 
