@@ -153,7 +153,9 @@ fn refuse_of(packet: &Datagram, flow: &Flow) -> i32 {
 fn refuse(packet: &Datagram, parties: &Parties, reason: Reason, role: u8) -> i32 {
     refused(packet.key, parties, reason, At { role, inbound: false, by_peer: false });
     // SAFETY: the context is valid for the whole program.
-    if role == SERVER || unsafe { (*packet.ctx.skb.skb).gso_size } != 0 {
+    let segments = unsafe { (*packet.ctx.skb.skb).gso_size } != 0;
+    // What is judged by address alone is dropped, as it always was.
+    if role == SERVER || segments || reason as u16 == Reason::ProtocolDenied as u16 {
         return DROP;
     }
     match unreachable(packet.ctx, packet.ip, packet.key, Way::Out) {
@@ -460,7 +462,8 @@ pub fn bare(ctx: &TcContext) -> i32 {
 fn strip(ctx: &TcContext, parsed: &mut Parsed) -> bool {
     let Some((sport, dport)) = ports(ctx, &parsed.ip) else { return false };
     parsed.ip.key_of_sender(sport, dport, &mut parsed.key);
-    let Some(flow) = FLOWS.get_ptr_mut(&parsed.key) else { return false };
+    let key = &parsed.key;
+    let Some(flow) = FLOWS.get_ptr_mut(key) else { return false };
     // SAFETY: map values stay readable for the run of the program.
     let flow = unsafe { &mut *flow };
     if !matches!(flow.state, SYN_SENT | SYN_RECEIVED) {
