@@ -140,7 +140,7 @@ pub fn check(config: &Config) -> anyhow::Result<Fit> {
     state::own_identity(config)?;
     crate::workload::finder::check(config)?;
     // An agent would start with the copy of the last good policy: better than none, but no reason to begin with it.
-    policy::Rules::read(&config.policy.paths)?;
+    policy::Rules::read(&config.policy.paths, &::policy::ParsedFiles::default())?;
     Ok(Kernel::check(&load_options(config)?)?)
 }
 

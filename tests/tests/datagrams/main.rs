@@ -178,11 +178,8 @@ fn what_is_not_allowed_fails_at_once_and_both_ends_say_why() -> Result<()> {
         }
         assert_eq!((heard(&open), heard(&closed)), (vec![8], Vec::<usize>::new()));
         let record = |host: &Host| -> Result<_> {
-            let records = host.records()?.into_iter();
-            Ok(records
-                .filter(|record| record.event == "deny" && record.proto == "udp")
-                .map(|record| record.reason)
-                .last())
+            let mut records = host.records()?.into_iter();
+            Ok(records.rfind(|record| record.event == "deny" && record.proto == "udp").map(|record| record.reason))
         };
         assert_eq!((record(&stage.a)?.as_deref(), record(&stage.b)?.as_deref()), (Some("no_rule"), Some("no_rule")));
     }
