@@ -6,7 +6,8 @@ use common::{
     drop_reason::Reason,
     event::HELD_OUTGOING,
     flow::{
-        CLIENT, CUT, ESTABLISHED, FLAG_CHALLENGED, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_HELLO, PATH_RESUME, SYN_SENT,
+        CLIENT, CUT, ESTABLISHED, FLAG_CHALLENGED, FLAG_LOG, FLAG_RETRIED, Flow, PATH_EXTERNAL, PATH_HELLO,
+        PATH_RESUME, SYN_SENT,
     },
     identity::{Credential, NETWORK_IDENTITY, PeerAddr, Pu, Session, SessionPu},
     verdict::position,
@@ -220,13 +221,18 @@ fn depart(
     let path = if session == 0 { PATH_HELLO } else { PATH_RESUME };
     match existing.filter(|flow| is_repeated(packet, flow)) {
         Some(flow) => {
+            // What asked for more has answered.
+            let silent = flow.state == SYN_SENT
+                && flow.path == PATH_HELLO
+                && path == PATH_HELLO
+                && flow.flags & (FLAG_RETRIED | FLAG_CHALLENGED) == 0;
             if flow.state == SYN_SENT {
                 flow.path = path;
                 flow.session = session;
                 flow.flags &= !FLAG_CHALLENGED;
             }
             account_out(flow, packet.ip, packet.tcp, packet.ctx.len());
-            if path == PATH_HELLO && flow.state == SYN_SENT && flow.packets_out == UNANSWERED {
+            if silent && flow.packets_out == UNANSWERED {
                 unanswered(packet, flow);
             }
         }

@@ -228,8 +228,10 @@ impl<'a> World<'a> {
     /// A peer's PU opens a connection to a local one: the incoming end judges.
     fn server(&mut self, local: usize, peer: usize, port: u16, v6: bool) {
         let (pu, host) = ends(v6);
-        let option = sealed(KEY_IN, RESUME, 0, handle(peer), SESSION, (PEER_ISN, 0, 0));
-        let syn = Segment::syn(host, pu, SPORT, port, PEER_ISN).with(option);
+        // Each RESUME is good for one connection.
+        let isn = PEER_ISN.wrapping_add(self.stage.decisions as u32);
+        let option = sealed(KEY_IN, RESUME, 0, handle(peer), SESSION, (isn, 0, 0));
+        let syn = Segment::syn(host, pu, SPORT, port, isn).with(option);
         let decision = self.decide(&self.pus[peer], &self.pus[local], 6, port);
         let (action, out) = self.stage.run("tc_pu_egress", local, &syn.frame());
         let flow = self.stage.take(&key(pu, port, host, SPORT));
