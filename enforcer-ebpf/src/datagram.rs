@@ -14,7 +14,7 @@ use crate::{
     emit::count_reason,
     maps::{ACCEPTED_SCRATCH, DATAGRAM_PROGRAMS, DATAGRAM_TIMES},
     outbound::DROP,
-    packet::{Ip, UDP, raw, read},
+    packet::{Ip, UDP, bounded, raw, read},
     rewrite::load,
     turn_around::Way,
 };
@@ -87,9 +87,8 @@ pub fn udp_length(ctx: &TcContext, ip: &Ip) -> u32 {
 #[inline(never)]
 pub fn sealed(ctx: &TcContext, ip: &Ip, key: &MacKey, fields: &Fields) -> u64 {
     let mut covered = [0u64; COVERED / 8];
-    let len = core::hint::black_box(fields.len as u32);
-    let len = if len > COVERED as u32 { COVERED as u32 } else { len };
-    if (1..=COVERED as u32).contains(&len) {
+    let len = if fields.len as usize > COVERED { COVERED as u32 } else { fields.len as u32 };
+    if let Some(len) = bounded(len, COVERED as u32) {
         // SAFETY: at most the whole of a value we own; the kernel checks the packet's bounds.
         unsafe { bpf_skb_load_bytes(raw(ctx), ip.l4 + HEADER, covered.as_mut_ptr().cast::<c_void>(), len) };
     }

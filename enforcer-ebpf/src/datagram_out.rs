@@ -35,12 +35,15 @@ use crate::{
     other_protocols::{is_echo, judge_beside, ports, sent_first},
     outbound::{DROP, PASS, scratch},
     outbound_open::LOOPBACK,
-    packet::{Ip, Kind, Parsed, UDP, parse, raw, read},
+    packet::{Ip, Kind, Parsed, UDP, bounded, parse, raw, read},
     turn_around::{Way, send_back},
 };
 
 /// How long what a peer refused is not tried again, nanoseconds.
 const AGAIN_NS: u64 = 5_000_000_000;
+
+/// Bytes of a datagram in one record.
+const PART: u32 = FRAME_MAX as u32;
 
 /// The flow is entered: its first datagram is to bear identity.
 const OPENED: i32 = 0x4f50;
@@ -298,15 +301,10 @@ fn hold(packet: &Datagram, pu: u32) -> Result<(), Reason> {
     }
     let total = ctx.len();
     let mut offset = 0;
+    // Lengths are compared with what is constant in each turn: older verifiers (6.1) follow every turn's every outcome otherwise.
     for _ in 0..DATAGRAM_PARTS_MAX {
-        if offset >= total {
-            break;
-        }
-        let rest = total - offset;
-        let len = core::hint::black_box(if rest > FRAME_MAX as u32 { FRAME_MAX as u32 } else { rest });
-        if len < 1 || len > FRAME_MAX as u32 {
-            return Err(Reason::Malformed);
-        }
+        let last = total <= offset + PART;
+        let len = if last { bounded(total - offset, PART).ok_or(Reason::Malformed)? } else { PART };
         let Some(mut entry) = HANDSHAKES.reserve(0) else {
             count(abi::LOSS_HANDSHAKE_RING);
             return Err(Reason::RingFull);
@@ -331,14 +329,15 @@ fn hold(packet: &Datagram, pu: u32) -> Result<(), Reason> {
             entry.discard(0);
             return Err(Reason::Internal);
         }
-        offset += len;
-        entry.submit((if offset < total { BPF_RB_NO_WAKEUP } else { BPF_RB_FORCE_WAKEUP }) as u64);
+        if last {
+            entry.submit(BPF_RB_FORCE_WAKEUP as u64);
+            count(abi::HELD);
+            return Ok(());
+        }
+        entry.submit(BPF_RB_NO_WAKEUP as u64);
+        offset += PART;
     }
-    if offset < total {
-        return Err(Reason::Malformed);
-    }
-    count(abi::HELD);
-    Ok(())
+    Err(Reason::Malformed)
 }
 
 /// By words: as a whole it would be copied by a call, byte by byte, which is too much for the verifier in a loop.

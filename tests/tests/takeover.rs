@@ -191,7 +191,8 @@ fn a_broken_policy_keeps_no_agent_from_taking_over() -> Result<()> {
         if damage == "missing" {
             fs::remove_file(&copy)?;
         } else {
-            fs::write(&copy, [b"0", &bytes[1..]].concat())?;
+            let other = if bytes[0] == b'0' { b"1" } else { b"0" };
+            fs::write(&copy, [other, &bytes[1..]].concat())?;
         }
         restart()?;
         let error = policy_error(&pair.b)?;
