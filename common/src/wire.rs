@@ -21,6 +21,8 @@ pub const HELLO: u8 = 1;
 /// Flag of HELLO: the MAC is the one of a CHALLENGE (see [`crate::shield::cookie`]), and only the index holds a part of the
 /// credential's hash.
 pub const HELLO_COOKIE: u8 = 1;
+/// Flag of RESUME: another one with the same MAC was taken before, by chance or by a replay; with the flag it is another MAC.
+pub const RESUME_AGAIN: u8 = 1;
 /// Answer to first contact: the sender's credential follows as payload.
 pub const HELLO_REPLY: u8 = 2;
 /// A further connection of a known session.

@@ -5,13 +5,13 @@ use common::{
     event::{EVENT_CUT, HELD_HELLO_REPLY, HELD_JUDGE},
     flow::{
         CLIENT, CONFIRMING, CUT, ESTABLISHED, FLAG_CHALLENGED, FLAG_LOG, FLAG_RETRIED, Flow, PATH_EXTERNAL, PATH_HELLO,
-        SYN_RECEIVED, SYN_SENT,
+        PATH_RESUME, SYN_RECEIVED, SYN_SENT,
     },
     identity::{Credential, SessionPu},
     verdict::position,
     wire::{
-        CHALLENGE, CONFIRM, DENY, HELLO, HELLO_COOKIE, HELLO_REPLY, OptionBytes, RESUME_REPLY, RETRY, Transcript, mac,
-        sealed,
+        CHALLENGE, CONFIRM, DENY, HELLO, HELLO_COOKIE, HELLO_REPLY, OptionBytes, RESUME, RESUME_AGAIN, RESUME_REPLY,
+        RETRY, Transcript, mac, sealed,
     },
 };
 
@@ -238,10 +238,32 @@ pub fn retry_asked(packet: &Packet, flow: &mut Flow) -> i32 {
     if flow.flags & FLAG_RETRIED != 0 {
         return drop_with(packet, flow, Reason::RetryLoop);
     }
-    match start_over(packet, flow) {
+    let replayed = packet.tcp.option.is_some_and(|option| option.flags == Reason::ResumeReplayed as u8);
+    let result =
+        if replayed && flow.path == PATH_RESUME { resume_again(packet, flow) } else { start_over(packet, flow) };
+    match result {
         Ok(()) => send_back(packet.ctx, packet.source, Way::In, packet.config.mark),
         Err(reason) => drop_with(packet, flow, reason),
     }
+}
+
+/// The same MAC was there before, of another attempt: no matter for the agents, which may be away. With a flag it is another.
+#[inline(never)]
+fn resume_again(packet: &Packet, flow: &mut Flow) -> Result<(), Reason> {
+    let Some(old) = &packet.tcp.option else { return Err(Reason::HelloMalformed) };
+    if packet.tcp.payload != 0 {
+        return Err(Reason::HelloMalformed);
+    }
+    // SAFETY: the agent replaces sessions whole; a torn read only makes a MAC wrong.
+    let session = unsafe { SESSIONS.get(flow.session) }.ok_or(Reason::SessionExpired)?;
+    count_handshake(RETRY, true);
+    flow.flags |= FLAG_RETRIED;
+    let transcript = Transcript { sender_isn: flow.local_isn, ..Transcript::default() };
+    let option = sealed(&session.key_out, RESUME, RESUME_AGAIN, flow.local_handle, session.peer_index, &transcript);
+    from_retry(packet.ctx, packet.ip, packet.tcp)?;
+    overwrite_option(packet.ctx, packet.ip, packet.tcp, old, &option)?;
+    count_handshake(RESUME, false);
+    Ok(())
 }
 
 #[inline(always)]

@@ -11,7 +11,7 @@ use common::{
     },
     identity::{Credential, NETWORK_IDENTITY, PeerAddr, Pu, Session, SessionPu},
     verdict::position,
-    wire::{HELLO, OptionBytes, RESUME, Transcript, sealed},
+    wire::{HELLO, OptionBytes, RESUME, RESUME_AGAIN, Transcript, sealed},
 };
 
 use crate::{
@@ -187,7 +187,12 @@ fn resume(
 ) -> Result<(), Reason> {
     parties.session = index;
     let transcript = Transcript { sender_isn: packet.tcp.seq, ..Transcript::default() };
-    let option = sealed(&session.key_out, RESUME, 0, info.handle, session.peer_index, &transcript);
+    // Who was asked to say it otherwise goes on saying it so.
+    let again = existing
+        .as_ref()
+        .is_some_and(|flow| is_repeated(packet, flow) && flow.path == PATH_RESUME && flow.flags & FLAG_RETRIED != 0);
+    let flags = if again { RESUME_AGAIN } else { 0 };
+    let option = sealed(&session.key_out, RESUME, flags, info.handle, session.peer_index, &transcript);
     depart(packet, pu, info, existing, index, &option, None)
 }
 

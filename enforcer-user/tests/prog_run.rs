@@ -31,7 +31,9 @@ use common::flow::{
 };
 use common::identity::{Credential, ListenerKey, NETWORK_IDENTITY, Network, PeerPu, Session, SessionPu};
 use common::verdict::{Interval, Pair, VERDICT_ALLOW, VERDICT_LOG, position};
-use common::wire::{CONFIRM, CREDENTIAL_MAX, DENY, HELLO, HELLO_REPLY, MacKey, RESUME, RESUME_REPLY, RETRY};
+use common::wire::{
+    CONFIRM, CREDENTIAL_MAX, DENY, HELLO, HELLO_REPLY, MacKey, RESUME, RESUME_AGAIN, RESUME_REPLY, RETRY,
+};
 use enforcer_user::load::MapSizes;
 use enforcer_user::map_write::Prefix;
 use place::{Place, isolated};

@@ -43,6 +43,43 @@ fn a_retry_becomes_the_syn_again() {
 }
 
 #[test]
+fn a_resume_taken_for_a_replay_is_said_otherwise_without_any_agent() {
+    isolated(|place| {
+        let bench = bench(place);
+        for [pu, peer, _] in families() {
+            let syn = Segment::syn(pu, peer, SPORT, PORT, ISN);
+            counting(&bench, &[], &[(RESUME, OUT)], || bench.out(&syn.frame()));
+            let retry = Segment {
+                source: peer,
+                target: pu,
+                sport: PORT,
+                dport: SPORT,
+                seq: 0,
+                ack: ISN.wrapping_add(1),
+                flags: RST | ACK,
+                ..syn.clone()
+            }
+            .with(option(RETRY, Reason::ResumeReplayed as u8, 0, 0, 0));
+            let (action, out) = counting(&bench, &[], &[(RESUME, OUT), (RETRY, IN)], || bench.to(&retry.frame()));
+            let again = syn.clone().with(sealed(KEY_OUT, RESUME, RESUME_AGAIN, HANDLE, PEER_SESSION, (ISN, 0, 0)));
+            assert_eq!((action, Segment::parse(&out)), (Redirect, again.clone()));
+            let found = flow(&bench, pu, SPORT, peer, PORT).unwrap();
+            assert_eq!((found.state, found.path, found.session), (SYN_SENT, PATH_RESUME, SESSION));
+            counting(&bench, &[(Reason::RetryLoop, IN)], &[], || assert_eq!(bench.to(&retry.frame()).0, Drop));
+            // TCP's own repetition says it as it was said last.
+            let (action, out) = counting(&bench, &[], &[(RESUME, OUT)], || bench.out(&syn.frame()));
+            assert_eq!((action, Segment::parse(&out)), (Pass, again));
+            // Another connection has another MAC anyway.
+            let other = Segment { sport: 1, ..syn.clone() };
+            let (_, out) = counting(&bench, &[], &[(RESUME, OUT)], || bench.out(&other.frame()));
+            let plain = sealed(KEY_OUT, RESUME, 0, HANDLE, PEER_SESSION, (ISN, 0, 0));
+            assert_eq!(Segment::parse(&out), other.with(plain));
+        }
+        bench.finish();
+    });
+}
+
+#[test]
 fn the_answer_carries_its_proof() {
     isolated(|place| {
         let bench = bench(place);
