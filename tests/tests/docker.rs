@@ -281,6 +281,8 @@ fn a_port_that_is_no_containers_yet_keeps_syns_waiting_both_ways() -> Result<()>
     guest.exec(&["ip", "route", "replace", "default", "via", "10.99.0.1"])?.ok()?;
     let inside = guest.serve(&["--listen", "[::]:8021"])?;
     a.wait_for_pus(&[&format!("docker:?{}", guest.interface())])?;
+    // It is listed a moment before its programs are at its interface.
+    std::thread::sleep(Duration::from_millis(200));
     let to_it = b.connect("10.99.0.77:8021", &["--timeout", "8000"])?;
     ensure!((to_it.outcome, to_it.retransmissions) == (Outcome::Refused, 0), "{to_it:?}\n{}", stage.why());
     let from_it = guest.connect(&b.socket_v4(8020), &["--timeout", "8000"])?;

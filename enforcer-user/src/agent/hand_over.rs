@@ -8,23 +8,26 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::Notify;
+
 use super::Shared;
 use crate::admin::{AdminError, Caller, ErrorKind};
 
 /// Whether this agent was asked to make way.
 #[derive(Debug, Default)]
-pub(super) struct HandOver(AtomicBool);
+pub(super) struct HandOver {
+    asked: AtomicBool,
+    told: Notify,
+}
 
 impl HandOver {
     pub fn is_asked(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.asked.load(Ordering::Acquire)
     }
 
     /// Waits until it is asked, and until whoever asked has had an answer.
     pub async fn asked(&self) {
-        while !self.is_asked() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        self.told.notified().await;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -39,6 +42,7 @@ pub(super) fn begin(shared: &Shared, caller: Caller) -> Result<(), AdminError> {
         return Err(AdminError::new(ErrorKind::Busy, message));
     }
     tracing::info!(pid = ?caller.pid, "asked to make way for another agent");
-    shared.hand_over.0.store(true, Ordering::Release);
+    shared.hand_over.asked.store(true, Ordering::Release);
+    shared.hand_over.told.notify_one();
     Ok(())
 }
