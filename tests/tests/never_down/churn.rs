@@ -67,10 +67,12 @@ fn two_hundred_starts_a_minute_while_keys_rotate_under_load() -> Result<()> {
         }
         Ok(())
     })?;
-    // A PU that ends before the last segment of its connection has come takes that along; nothing else is refused.
-    let revoked = counts.verdicts_in("revoked");
-    assert!(revoked <= STARTS as i64, "{:?}", counts.refusals());
-    assert_refused(&counts, &[("revoked", revoked)]);
+    // A PU that ends before the last segment of its connection has come takes that along. Who has another handle or session by now, or another's
+    // MAC by chance, is asked once more, and a segment may come late. Nothing else is refused.
+    let beside = ["revoked", "unknown_handle", "unknown_session", "resume_replayed", "no_flow", "unconfirmed"];
+    let beside = beside.map(|reason| (reason, counts.verdicts_in(reason)));
+    assert!(beside.iter().all(|(_, count)| *count <= STARTS as i64), "{:?}", counts.refusals());
+    assert_refused(&counts, &beside);
     let last = sessions(a)?;
     assert!(last.difference(&first).next().is_some(), "no key was rotated: {first:?} {last:?}");
     let left = |host: &Host| -> Result<Vec<String>> {
