@@ -189,64 +189,45 @@ macro_rules! sip_round {
     };
 }
 
-/// SipHash-2-4 (Aumasson, Bernstein 2012) of exactly 24 bytes, given as three little-endian words.
-#[inline(always)]
-pub fn siphash24_3(key: &MacKey, w0: u64, w1: u64, w2: u64) -> u64 {
-    let mut v0 = 0x736f_6d65_7073_6575 ^ key.k0;
-    let mut v1 = 0x646f_7261_6e64_6f6d ^ key.k1;
-    let mut v2 = 0x6c79_6765_6e65_7261 ^ key.k0;
-    let mut v3 = 0x7465_6462_7974_6573 ^ key.k1;
-    macro_rules! absorb {
-        ($word:expr) => {
+/// SipHash-2-4 (Aumasson, Bernstein 2012) of exactly so many bytes, given as their little-endian words. Unrolled: a loop costs the
+/// verifier a path for each turn.
+macro_rules! siphash24 {
+    ($key:expr, $bytes:literal, $($word:expr),*) => {{
+        let key: &MacKey = $key;
+        let mut v0 = 0x736f_6d65_7073_6575 ^ key.k0;
+        let mut v1 = 0x646f_7261_6e64_6f6d ^ key.k1;
+        let mut v2 = 0x6c79_6765_6e65_7261 ^ key.k0;
+        let mut v3 = 0x7465_6462_7974_6573 ^ key.k1;
+        $(
             v3 ^= $word;
             sip_round!(v0, v1, v2, v3);
             sip_round!(v0, v1, v2, v3);
             v0 ^= $word;
-        };
-    }
-    absorb!(w0);
-    absorb!(w1);
-    absorb!(w2);
-    absorb!(24u64 << 56);
-    v2 ^= 0xff;
-    sip_round!(v0, v1, v2, v3);
-    sip_round!(v0, v1, v2, v3);
-    sip_round!(v0, v1, v2, v3);
-    sip_round!(v0, v1, v2, v3);
-    v0 ^ v1 ^ v2 ^ v3
+        )*
+        v3 ^= $bytes << 56;
+        sip_round!(v0, v1, v2, v3);
+        sip_round!(v0, v1, v2, v3);
+        v0 ^= $bytes << 56;
+        v2 ^= 0xff;
+        sip_round!(v0, v1, v2, v3);
+        sip_round!(v0, v1, v2, v3);
+        sip_round!(v0, v1, v2, v3);
+        sip_round!(v0, v1, v2, v3);
+        v0 ^ v1 ^ v2 ^ v3
+    }};
+}
+
+/// SipHash-2-4 of exactly 24 bytes, given as three little-endian words.
+#[inline(always)]
+pub fn siphash24_3(key: &MacKey, w0: u64, w1: u64, w2: u64) -> u64 {
+    siphash24!(key, 24u64, w0, w1, w2)
 }
 
 /// SipHash-2-4 of exactly 64 bytes, given as eight little-endian words.
 #[inline(always)]
 pub fn siphash24_8(key: &MacKey, words: [u64; 8]) -> u64 {
-    let mut v0 = 0x736f_6d65_7073_6575 ^ key.k0;
-    let mut v1 = 0x646f_7261_6e64_6f6d ^ key.k1;
-    let mut v2 = 0x6c79_6765_6e65_7261 ^ key.k0;
-    let mut v3 = 0x7465_6462_7974_6573 ^ key.k1;
-    macro_rules! absorb {
-        ($word:expr) => {
-            v3 ^= $word;
-            sip_round!(v0, v1, v2, v3);
-            sip_round!(v0, v1, v2, v3);
-            v0 ^= $word;
-        };
-    }
     let [w0, w1, w2, w3, w4, w5, w6, w7] = words;
-    absorb!(w0);
-    absorb!(w1);
-    absorb!(w2);
-    absorb!(w3);
-    absorb!(w4);
-    absorb!(w5);
-    absorb!(w6);
-    absorb!(w7);
-    absorb!(64u64 << 56);
-    v2 ^= 0xff;
-    sip_round!(v0, v1, v2, v3);
-    sip_round!(v0, v1, v2, v3);
-    sip_round!(v0, v1, v2, v3);
-    sip_round!(v0, v1, v2, v3);
-    v0 ^ v1 ^ v2 ^ v3
+    siphash24!(key, 64u64, w0, w1, w2, w3, w4, w5, w6, w7)
 }
 
 /// Longest credential in bytes: an IPv6 SYN with a full TCP header fits a 1280-byte MTU (RFC 8200 section 5).

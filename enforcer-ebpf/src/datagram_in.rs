@@ -9,7 +9,7 @@ use common::{
         CLIENT, CUT, ESTABLISHED, FLAG_CREDENTIAL_SENT, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_HELLO, PATH_RESUME, SERVER,
         SYN_RECEIVED, SYN_SENT,
     },
-    identity::{PeerPu, Pu, Session, SessionPu},
+    identity::{Pu, Session},
     verdict::position,
     wire::{CONFIRM, DENY, HELLO, HELLO_REPLY, RESUME, RESUME_REPLY, RETRY, VERSION},
 };
@@ -22,8 +22,9 @@ use crate::{
     datagram_rewrite::{retype, strip_bare, trim, turn, unreachable},
     emit::{At, Hold, Parties, config, count_handshake, count_reason, flow_event, hold, now, refused},
     flow_table::{Lookup, begins, coarse_now, enter, find, started},
+    inbound_open::peer_pu,
     judge::{judge, rejudge},
-    maps::{DATAGRAM_PEERS, PEER_PUS, SESSIONS},
+    maps::{DATAGRAM_PEERS, SESSIONS},
     other_protocols::approve,
     outbound::{DROP, PASS, scratch},
     packet::{Ip, UDP},
@@ -378,7 +379,7 @@ fn resumed(packet: &Datagram, info: &Pu, found: &Trailer, parties: &mut Parties)
     if !is_genuine(packet, session, found, &fields) {
         return Ok(drop_for(packet, pu, spoiled(packet, &fields, Reason::ResumeMac)));
     }
-    let Some(peer) = peer_pu(&fields, now).filter(|_| fields.peer_handle == info.handle) else {
+    let Some(peer) = peer_pu(fields.index, fields.handle, now).filter(|_| fields.peer_handle == info.handle) else {
         return Ok(retry(packet, found, Reason::UnknownHandle));
     };
     parties.local_identity = info.identity;
@@ -429,14 +430,6 @@ fn resumed(packet: &Datagram, info: &Pu, found: &Trailer, parties: &mut Parties)
         }
         _ => Ok(DROP),
     }
-}
-
-#[inline(always)]
-fn peer_pu(fields: &Fields, now: u64) -> Option<PeerPu> {
-    // SAFETY: the agent writes entries once and removes them.
-    unsafe { PEER_PUS.get(SessionPu { session: fields.index, handle: fields.handle, pad: 0 }) }
-        .copied()
-        .filter(|peer| peer.until_ns > now)
 }
 
 /// Asks the sender to introduce itself. It gets back what it sent, so that nothing is lost.

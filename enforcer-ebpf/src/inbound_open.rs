@@ -193,7 +193,8 @@ fn resumed(
     if resumes::is_taken(option.mac()) {
         return Err(Refusal::new(Outcome::Retry, Reason::ResumeReplayed));
     }
-    let peer = peer_pu(option, now).ok_or(Refusal::new(Outcome::Retry, Reason::UnknownHandle))?;
+    let peer =
+        peer_pu(option.index(), option.handle(), now).ok_or(Refusal::new(Outcome::Retry, Reason::UnknownHandle))?;
     parties.peer_identity = peer.identity;
     let Some(verdict) = judge(peer.identity, info.identity, position(packet.ip.proto, packet.tcp.dport)) else {
         return to_agent(packet, HELD_JUDGE, pu, peer.identity, info.identity);
@@ -225,12 +226,11 @@ fn genuine(packet: &Packet, session: &Session, option: &OptionBytes) -> bool {
     mac(&session.key_in, RESUME, option.flags, option.handle(), option.index(), &transcript) == option.mac()
 }
 
+/// A verified PU of a peer, if it may still be taken at its word.
 #[inline(always)]
-fn peer_pu(option: &OptionBytes, now: u64) -> Option<PeerPu> {
+pub fn peer_pu(session: u32, handle: u16, now: u64) -> Option<PeerPu> {
     // SAFETY: the agent writes entries once and removes them.
-    unsafe { PEER_PUS.get(SessionPu { session: option.index(), handle: option.handle(), pad: 0 }) }
-        .copied()
-        .filter(|peer| peer.until_ns > now)
+    unsafe { PEER_PUS.get(SessionPu { session, handle, pad: 0 }) }.copied().filter(|peer| peer.until_ns > now)
 }
 
 #[inline(always)]
