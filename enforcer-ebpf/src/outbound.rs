@@ -28,7 +28,7 @@ use crate::{
     observe::take_over,
     other_protocols,
     outbound_open::open,
-    packet::{ACK, Ip, Kind, Parsed, RST, SYN, Tcp, is_tagged, parse},
+    packet::{ACK, FIN, Ip, Kind, Parsed, RST, SYN, Tcp, is_tagged, parse},
     rewrite::attach,
     turn_around::{Way, into_reset, send_back},
 };
@@ -196,9 +196,19 @@ fn handshake(packet: &Packet, flow: &mut Flow) -> i32 {
     if flow.state == CONFIRMING {
         return confirm::outbound(packet, flow);
     }
+    if flow.state == SYN_RECEIVED && is_challenge(packet) {
+        return PASS;
+    }
     let reason = if packet.tcp.option.is_some() { Reason::ForgedByPu } else { Reason::Unconfirmed };
     refused(packet.key, &Parties::of(flow), reason, At { role: flow.role, inbound: false, by_peer: false });
     DROP
+}
+
+/// Whether the stack still holds an older connection on these ports and asks the client, whose SYN was let in, to end it (RFC 5961
+/// section 4.2): kept back, neither end would hear of the other until the older one had given up.
+#[inline(always)]
+fn is_challenge(packet: &Packet) -> bool {
+    packet.tcp.flags & (SYN | FIN | RST | ACK) == ACK && packet.tcp.payload == 0 && packet.tcp.option.is_none()
 }
 
 /// The option on a settled flow: a CONFIRM still in flight when the peer was heard is fine, anything else was forged.

@@ -8,6 +8,8 @@ const ETH_LEN: usize = 14;
 const TCP: u8 = 6;
 
 /// TCP flag.
+pub const FIN: u8 = 0x01;
+/// TCP flag.
 pub const SYN: u8 = 0x02;
 /// TCP flag.
 pub const RST: u8 = 0x04;

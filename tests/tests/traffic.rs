@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tests::{Counters, Host, Outcome, Pair};
+use tests::segment::FIN;
+use tests::{Counters, Fate, Host, Outcome, Pair, Way};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -382,6 +383,38 @@ fn a_client_that_vanished_may_return_on_its_port() -> Result<()> {
         let attempt = pair.client.connect(&to, &["--from", &from, "--payload", "ping", "--timeout", "5000"])?;
         assert_eq!(attempt.outcome, Outcome::Ok, "{attempt:?}\n{:?}", pair.a.counters()?.refusals());
         assert!(attempt.micros < 3_000_000, "{attempt:?}");
+    }
+    pair.settled()
+}
+
+#[test]
+fn a_port_is_used_again_though_the_last_acknowledgement_was_lost() -> Result<()> {
+    let pair = Pair::new("lastack")?;
+    pair.a.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+    let _server = pair.server.serve(&["--listen", "[::]:8020"])?;
+    let mitm = pair.a.man_in_the_middle()?;
+    for ip in pair.a.ips() {
+        let to = if ip.is_ipv4() { pair.b.socket_v4(8020) } else { pair.b.socket_v6(8020) };
+        let from = std::net::SocketAddr::new(ip, 40_000).to_string();
+        let call = ["--from", &from, "--payload", "ping", "--timeout", "5000"];
+        pair.client.connect(&to, &["--payload", "ping"])?;
+        // The server's end stays in LAST_ACK: what its FIN is answered with is lost until the client calls again.
+        let mut silent = false;
+        mitm.play(move |way, segment| {
+            let fate = if way == Way::FromHost && silent && !segment.is_syn() { Fate::Drop } else { Fate::Forward };
+            silent =
+                if segment.is_syn() { false } else { silent || way == Way::FromHost && segment.flags() & FIN != 0 };
+            fate
+        });
+        let first = pair.client.connect(&to, &call)?;
+        ensure!((first.outcome, first.reply.as_str()) == (Outcome::Ok, "ping"), "{first:?}");
+        // A port in TIME_WAIT may be used again after a second (RFC 6191).
+        std::thread::sleep(Duration::from_millis(1_500));
+        let again = pair.client.connect(&to, &call)?;
+        ensure!((again.outcome, again.reply.as_str()) == (Outcome::Ok, "ping"), "{again:?}");
+        // Its SYN ends the older connection, and the one that TCP sends after a second opens the new one.
+        ensure!(again.micros < 2_500_000, "{again:?}");
+        mitm.play(|_, _| Fate::Forward);
     }
     pair.settled()
 }
