@@ -113,7 +113,7 @@ impl Host {
     /// The same, with further arguments of `enforcer run`.
     pub fn run_enforcer(&self, args: &[&str]) -> Result<()> {
         self.stop_enforcer();
-        let binary = text(enforcer_binary()?);
+        let binary = self.binary()?;
         let config = text(self.enforcer_config());
         let mut process = self.spawn(&[&[binary.as_str(), "run", "--config", &config], args].concat())?;
         // The kernel verifies the programs meanwhile: a second here, half a minute where the processor is emulated.
@@ -180,14 +180,14 @@ impl Host {
     /// Runs `enforcer upgrade` of this binary on the host, with further arguments.
     pub fn upgrade_enforcer(&self, binary: &Path, args: &[&str]) -> Result<Output> {
         let (binary, config) = (text(binary.to_owned()), text(self.enforcer_config()));
-        let own = text(enforcer_binary()?);
+        let own = self.binary()?;
         let line = [own.as_str(), "upgrade", "--binary", &binary, "--config", &config];
         self.exec_within(&[&line[..], args].concat(), Duration::from_secs(60))
     }
 
     /// Runs `enforcer ARGS --socket <the host's>` on the host.
     pub fn enforcer(&self, args: &[&str]) -> Result<Output> {
-        let binary = text(enforcer_binary()?);
+        let binary = self.binary()?;
         let socket = text(self.enforcer_socket());
         let after = usize::from(args.first().is_some_and(|first| ["pu", "policy"].contains(first))) + 1;
         let (command, rest) = args.split_at(after.min(args.len()));
@@ -205,7 +205,7 @@ impl Host {
         let flows: Flows = if self.enforcer_slot().is_some() {
             self.enforcer_json(&["flows"])?
         } else {
-            let (binary, config) = (text(enforcer_binary()?), text(self.enforcer_config()));
+            let (binary, config) = (self.binary()?, text(self.enforcer_config()));
             self.exec(&[binary.as_str(), "flows", "--offline", "--config", &config, "--json"])?.json()?
         };
         Ok(flows.records)

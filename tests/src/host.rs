@@ -3,12 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
+use crate::enforcer::{enforcer_binary, text};
 use crate::lab::{Shared, add_addresses, bridge_firewall};
 use crate::process::{Place, Proc};
 use crate::run;
@@ -26,6 +27,7 @@ struct Inner {
     place: Place,
     addresses: Mutex<(Ipv4Addr, Ipv6Addr)>,
     enforcer: Mutex<Option<Proc>>,
+    binary: OnceLock<PathBuf>,
 }
 
 /// A running `tcpdump` on a host's `eth0` (or another interface).
@@ -38,7 +40,7 @@ pub struct Capture {
 impl Host {
     pub(crate) fn new(shared: Arc<Shared>, name: &str, place: Place, v4: Ipv4Addr, v6: Ipv6Addr) -> Self {
         let (addresses, enforcer) = (Mutex::new((v4, v6)), Mutex::new(None));
-        Self(Arc::new(Inner { name: name.to_owned(), shared, place, addresses, enforcer }))
+        Self(Arc::new(Inner { name: name.to_owned(), shared, place, addresses, enforcer, binary: OnceLock::new() }))
     }
 
     /// The host's name within its lab.
@@ -206,6 +208,16 @@ impl Host {
 
     pub(crate) fn enforcer_slot(&self) -> std::sync::MutexGuard<'_, Option<Proc>> {
         self.0.enforcer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names the `enforcer` that this host alone uses from now on. The first call holds.
+    pub fn use_enforcer(&self, path: PathBuf) {
+        self.0.binary.get_or_init(|| path);
+    }
+
+    /// The `enforcer` of this host.
+    pub(crate) fn binary(&self) -> Result<String> {
+        self.0.binary.get().map_or_else(enforcer_binary, |path| Ok(path.clone())).map(text)
     }
 
     fn capture_number(&self) -> usize {

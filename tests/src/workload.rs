@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::cgroup;
-use crate::enforcer::{enforcer_binary, text};
+use crate::enforcer::text;
 use crate::host::Host;
 use crate::process::{Place, Proc};
 
@@ -32,7 +32,7 @@ impl Host {
 
     /// A PU made by `enforcer exec` with these further arguments, such as `--as-user-file FILE`.
     pub fn workload_with(&self, name: &str, args: &[&str]) -> Result<Workload> {
-        let (binary, socket) = (text(enforcer_binary()?), text(self.enforcer_socket()));
+        let (binary, socket) = (self.binary()?, text(self.enforcer_socket()));
         let start = [binary.as_str(), "exec", "--socket", &socket, "--name", name];
         let shell = ["--", "/bin/sh", "-c", "echo pid $$; exec sleep infinity"];
         self.resident(name, &[&start[..], args, &shell].concat())
@@ -75,7 +75,7 @@ impl Host {
 
     /// The command line that runs `command` as a PU by `enforcer exec`.
     pub fn as_pu(&self, name: &str, tags: &[&str], command: &[&str]) -> Result<Vec<String>> {
-        let (binary, socket) = (text(enforcer_binary()?), text(self.enforcer_socket()));
+        let (binary, socket) = (self.binary()?, text(self.enforcer_socket()));
         let tags = tags.iter().flat_map(|tag| ["--tag", tag]);
         let start = [binary.as_str(), "exec", "--socket", &socket, "--name", name];
         let line = start.into_iter().chain(tags).chain(["--"]).chain(command.iter().copied());

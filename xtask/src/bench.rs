@@ -46,6 +46,9 @@ pub struct Options {
     /// Measure the `enforcer` and the `lab-tool` in this directory, as they are
     #[arg(long, value_name = "DIR")]
     prebuilt: Option<PathBuf>,
+    /// Another build of the `enforcer`: the group `enforced` then says how this one compares with it, in one run
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
 }
 
 /// Rows that are measured together.
@@ -92,6 +95,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let chosen = |group| options.only.contains(&group) || options.only.is_empty() && !(options.quick && is_long(group));
     if chosen(Group::Enforced) {
         contact::enforced(&plan, &tools, &mut rows)?;
+        if let Some(other) = &options.against {
+            contact::against(&plan, other, &mut rows)?;
+        }
     }
     if chosen(Group::Rules) {
         contact::rules(&plan, &sizes, &mut rows)?;

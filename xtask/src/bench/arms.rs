@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -61,11 +62,13 @@ impl Sizes {
 
 /// What stands between the two hosts.
 #[derive(Clone, Copy)]
-pub enum Guard {
+pub enum Guard<'a> {
     /// Nothing.
     None,
     /// An enforcer on each host, with so many rules; both processes are PUs.
     Enforcer(usize),
+    /// The same with another build of the enforcer.
+    OtherEnforcer(usize, &'a Path),
     /// A stateful nftables ruleset on each host, with so many rules; the last one lets the connection pass.
     Nftables(usize),
     /// The server's host answers SYNs by itself, with cookies, and hands on connections of those who echo them.
@@ -98,7 +101,7 @@ impl Arm {
     ///
     /// # Errors
     /// Something cannot be made or does not start.
-    pub fn new(name: &'static str, guard: Guard) -> Result<Self> {
+    pub fn new(name: &'static str, guard: Guard<'_>) -> Result<Self> {
         let lab = Lab::new("bench")?;
         let (a, b) = (lab.host("a")?, lab.host("b")?);
         join(&a, &b)?;
@@ -106,7 +109,12 @@ impl Arm {
         let mut server_address = b.v4();
         match guard {
             Guard::None => {}
-            Guard::Enforcer(rules) => {
+            Guard::Enforcer(rules) | Guard::OtherEnforcer(rules, _) => {
+                if let Guard::OtherEnforcer(_, binary) = guard {
+                    for host in [&a, &b] {
+                        host.use_enforcer(binary.to_owned());
+                    }
+                }
                 lab.write_policy("bench.yaml", &policy(rules))?;
                 for host in [&a, &b] {
                     host.start_enforcer("").with_context(|| format!("with {rules} rules"))?;
@@ -137,7 +145,7 @@ impl Arm {
             Guard::Wireguard => (server_address, processes) = tunnels::wireguard(&a, &b)?,
         }
         let workload = |host: &Host, name: &str, tags: &[&str]| match guard {
-            Guard::Enforcer(_) => host.workload(name, tags),
+            Guard::Enforcer(_) | Guard::OtherEnforcer(..) => host.workload(name, tags),
             _ => host.plain_workload(name),
         };
         let client = workload(&a, "client", &["app=bench", "side=client"])?;

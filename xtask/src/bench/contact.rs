@@ -1,5 +1,7 @@
 //! Connections and streams, arm against arm.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use tests::{Host, Outcome};
 
@@ -10,6 +12,14 @@ use super::{Tools, inside, profile};
 use crate::step;
 
 const OF_BARE: &str = "of bare";
+
+/// Rows of loads, their kinds and arguments.
+const LOADS: [(&str, &str, &[&str]); 4] = [
+    ("crr_resume", "crr", &[]),
+    ("rr", "rr", &[]),
+    ("stream_1", "stream", &[]),
+    ("stream_4", "stream", &["--parallel", "4"]),
+];
 
 /// The enforcer against nothing: connections, requests, streams, what a contact adds, and the programs' own time.
 ///
@@ -26,9 +36,7 @@ pub fn enforced(plan: &Plan, tools: &Tools, rows: &mut Rows) -> Result<()> {
     rows.add("crr_resume", OF_BARE, &shares(&crr, 1));
     let added = crr.iter().map(|loads| loads[1].median_micros - loads[0].median_micros).collect::<Vec<_>>();
     rows.add("resume_added_us", "µs", &added);
-    for (name, kind, args) in
-        [("rr", "rr", &[][..]), ("stream_1", "stream", &[]), ("stream_4", "stream", &["--parallel", "4"])]
-    {
+    for (name, kind, args) in &LOADS[1..] {
         rows.add(name, OF_BARE, &shares(&load(plan, &arms, kind, args)?, 1));
     }
     let ends = [("first_contact_client_us", &enforced.a), ("first_contact_server_us", &enforced.b)];
@@ -40,6 +48,28 @@ pub fn enforced(plan: &Plan, tools: &Tools, rows: &mut Rows) -> Result<()> {
     }
     inside::programs(plan, tools, &enforced, rows)?;
     profile::show(&enforced)
+}
+
+/// This build against another: what the datapath's own figures are of the other's, both as loaded programs in one run.
+///
+/// # Errors
+/// As of [`enforced`].
+pub fn against(plan: &Plan, other: &Path, rows: &mut Rows) -> Result<()> {
+    step::say(format!("this enforcer against {}", other.display()));
+    let theirs = Arm::new("other", Guard::OtherEnforcer(10, other))?;
+    let ours = Arm::new("enforced", Guard::Enforcer(10))?;
+    for (name, kind, args) in LOADS {
+        rows.add(
+            &format!("{name}_of_other"),
+            "of the other's",
+            &shares(&load(plan, &[&theirs, &ours], kind, args)?, 1),
+        );
+    }
+    for arm in [&theirs, &ours] {
+        step::say(format!("the programs of the arm {}", arm.name()));
+        profile::show(arm)?;
+    }
+    Ok(())
 }
 
 /// Microseconds that a connection takes longer if neither end knows the other: for each round, the median enforced minus the
