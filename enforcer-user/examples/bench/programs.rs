@@ -14,6 +14,7 @@ use enforcer_user::map_write::Maps;
 
 use crate::Values;
 
+const TCP: u8 = 6;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 const PSH: u8 = 0x08;
@@ -30,8 +31,10 @@ pub fn measure(bpffs: &Path, rounds: usize) -> Result<Values> {
     let pins = bpffs.join("v1");
     let maps = Maps::open(&pins.join("maps"))?;
     let flows = maps.flows.entries()?;
-    let (key, before) =
-        flows.iter().find(|(_, flow)| flow.state == ESTABLISHED).context("no connection is established")?;
+    let (key, before) = flows
+        .iter()
+        .find(|(key, flow)| key.proto == TCP && flow.state == ESTABLISHED)
+        .context("no connection is established")?;
     let (session, _) = *maps.sessions.entries()?.first().context("there is no session")?;
 
     let program = |name: &str| pins.join("progs").join(name);

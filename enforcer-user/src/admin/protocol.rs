@@ -58,6 +58,9 @@ pub enum Request {
     Forget {
         /// The enforcer to forget; every one if left out.
         peer: Option<String>,
+        /// Remember the credentials that were checked; only sessions go.
+        #[serde(default)]
+        keep_checked: bool,
     },
     /// Make something a PU.
     PuAdd {

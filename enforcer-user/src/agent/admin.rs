@@ -68,7 +68,9 @@ fn answer(shared: &Shared, caller: Caller, request: Request) -> Result<Response,
             let explained = policy::explain(rules, &subject, &object, protocol, port, now);
             Ok(Response::Explained((&explained).into()))
         }
-        Request::Forget { peer } => forget(shared, peer.as_deref()).map(Response::Forgotten),
+        Request::Forget { peer, keep_checked } => {
+            forget(shared, peer.as_deref(), keep_checked).map(Response::Forgotten)
+        }
         Request::PuAdd { target, name, namespace, tags, token, incomplete } => {
             tracing::info!(uid = caller.uid, pid = ?caller.pid, "asked for a PU");
             let mut plain = Tags::new();
@@ -146,7 +148,7 @@ fn tag(
 }
 
 /// Forgets sessions, so that the next contact is a first contact; live flows go on.
-fn forget(shared: &Shared, peer: Option<&str>) -> Result<u64, AdminError> {
+fn forget(shared: &Shared, peer: Option<&str>, keep_checked: bool) -> Result<u64, AdminError> {
     let mut state = shared.state();
     let gone: HashSet<u32> = state
         .sessions
@@ -159,7 +161,9 @@ fn forget(shared: &Shared, peer: Option<&str>) -> Result<u64, AdminError> {
     }
     state.forget_sessions(&gone).map_err(AdminError::internal)?;
     drop(state);
-    shared.verifier().forget();
+    if !keep_checked {
+        shared.verifier().forget();
+    }
     Ok(gone.len() as u64)
 }
 

@@ -82,6 +82,9 @@ pub(super) enum Command {
         /// Forget this enforcer, or all of them, so that the next contact is a first contact.
         #[arg(long, value_name = "ENFORCER", num_args = 0..=1, default_missing_value = "")]
         forget: Option<String>,
+        /// Forget sessions only: credentials that were checked need not be checked again.
+        #[arg(long, requires = "forget")]
+        keep_checked: bool,
     },
     /// Live flows and recent records.
     Flows(FlowsArgs),
@@ -414,11 +417,12 @@ mod tests {
     #[test]
     fn forget_takes_a_name_or_none() {
         let forget = |line: &str| match Args::try_parse_from(line.split(' ')).expect("parses").command {
-            Command::Peers { forget } => forget,
+            Command::Peers { forget, keep_checked } => (forget, keep_checked),
             other => panic!("{other:?}"),
         };
-        assert_eq!(forget("enforcer peers"), None);
-        assert_eq!(forget("enforcer peers --forget"), Some(String::new()));
-        assert_eq!(forget("enforcer peers --forget h2"), Some("h2".into()));
+        assert_eq!(forget("enforcer peers"), (None, false));
+        assert_eq!(forget("enforcer peers --forget"), (Some(String::new()), false));
+        assert_eq!(forget("enforcer peers --forget h2"), (Some("h2".into()), false));
+        assert_eq!(forget("enforcer peers --forget --keep-checked"), (Some(String::new()), true));
     }
 }

@@ -56,7 +56,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         Command::Pu { command } => pu::run(&socket, command, &mut out),
         Command::Status => show::status(&socket, &mut out),
         Command::Pus { output } => show::pus(&socket, output, &mut out),
-        Command::Peers { forget } => show::peers(&socket, forget, &mut out),
+        Command::Peers { forget, keep_checked } => show::peers(&socket, forget, keep_checked, &mut out),
         Command::Flows(flows) => show::flows(&socket, flows, &mut out),
         Command::Observe { command } => observe::run(&socket, command, &mut out),
         Command::Policy { command } => policy::run(&socket, command, &mut out),

@@ -75,10 +75,15 @@ pub(super) fn pus(socket: &Path, output: Option<PusOutput>, out: &mut Output) ->
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn peers(socket: &Path, forget: Option<String>, out: &mut Output) -> Result<ExitCode, Failure> {
+pub(super) fn peers(
+    socket: &Path,
+    forget: Option<String>,
+    keep_checked: bool,
+    out: &mut Output,
+) -> Result<ExitCode, Failure> {
     let request = match forget {
         None => Request::Peers,
-        Some(name) => Request::Forget { peer: Some(name).filter(|name| !name.is_empty()) },
+        Some(name) => Request::Forget { peer: Some(name).filter(|name| !name.is_empty()), keep_checked },
     };
     let peers = match Client::connect(socket)?.ask(&request)? {
         Response::Peers(peers) => peers,

@@ -28,6 +28,9 @@ pub(crate) struct Hear {
     /// As --group, and always choose the member that came as this one, counted from 0
     #[arg(long)]
     choose: Option<u32>,
+    /// Send every datagram back, and print none
+    #[arg(long, conflicts_with = "tcp")]
+    echo: bool,
 }
 
 #[derive(Args)]
@@ -83,6 +86,11 @@ impl Hear {
         let mut buffer = [0; 2048];
         loop {
             let (count, from) = socket.recv_from(&mut buffer)?;
+            if self.echo {
+                // Who does not listen any more is told by ICMP, which is no trouble of ours.
+                let _ = socket.send_to(&buffer[..count], from);
+                continue;
+            }
             heard(from, &String::from_utf8_lossy(&buffer[..count]));
         }
     }

@@ -1,7 +1,7 @@
 //! `lab-tool crr | rr | stream`: load generators. The server is `lab-tool serve --quiet` (`--reply sink` for stream).
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,9 @@ pub(crate) struct Load {
     /// How crr ends a connection
     #[arg(long, value_enum, default_value_t = Close::Reset)]
     close: Close,
+    /// rr by datagrams; the server is `lab-tool hear --echo`
+    #[arg(long)]
+    datagrams: bool,
 }
 
 #[derive(Clone, Copy, Eq, PartialEq, ValueEnum)]
@@ -103,6 +106,9 @@ impl Load {
             }
             return Ok(tally);
         }
+        if self.datagrams {
+            return self.datagrams(phase);
+        }
         let mut stream = socket::connected(self.to, Duration::from_secs(5))
             .with_context(|| format!("cannot connect to {}", self.to))?;
         stream.set_nodelay(true)?;
@@ -120,6 +126,26 @@ impl Load {
                     "rr" => tally.add(1, Some(micros(begin))),
                     _ => tally.add(bytes.len() as u64, None),
                 }
+            }
+        }
+        Ok(tally)
+    }
+
+    /// One datagram there and back after another, on one socket.
+    fn datagrams(&self, phase: &Phase) -> Result<Tally> {
+        let mut tally = Tally::default();
+        let any = if self.to.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect(self.to)?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        let mut bytes = vec![b'x'; self.size.unwrap_or(1)];
+        while !phase.over.load(Ordering::Relaxed) {
+            let begin = Instant::now();
+            let answered = socket.send(&bytes).and_then(|_| socket.recv(&mut bytes));
+            match (phase.measuring.load(Ordering::Relaxed), answered) {
+                (false, _) => {}
+                (true, Ok(_)) => tally.add(1, Some(micros(begin))),
+                (true, Err(_)) => tally.failed += 1,
             }
         }
         Ok(tally)

@@ -15,6 +15,8 @@ use super::tunnels;
 pub const ECHO: u16 = 8020;
 /// Where servers listen that only swallow.
 const SINK: u16 = 8021;
+/// Where servers listen that send datagrams back.
+const DATAGRAMS: u16 = 8022;
 /// The processor of client and server, the same in every arm. One for both: woken across processors, they would measure how fast a
 /// sleeping one gets up, and whatever keeps it awake would make connections faster.
 pub const PROCESSOR: &str = "1";
@@ -156,6 +158,10 @@ impl Arm {
             process.wait_for_line("READY", Duration::from_secs(5))?;
             processes.push(process);
         }
+        let line = pinned(&["hear", "--echo", &format!("[::]:{DATAGRAMS}")])?;
+        let mut process = server.spawn(&line)?;
+        process.wait_for_line("READY", Duration::from_secs(5))?;
+        processes.push(process);
         let arm =
             Self { name, a, b, server: server_address, client, _processes: processes, _server: server, _lab: lab };
         // First contact, and whatever else happens only once.
@@ -173,7 +179,11 @@ impl Arm {
     /// # Errors
     /// It cannot be started, or fails.
     pub fn load(&self, kind: &str, length: Duration, args: &[&str]) -> Result<Load> {
-        let port = if kind == "stream" { SINK } else { ECHO };
+        let port = match kind {
+            "stream" => SINK,
+            _ if args.contains(&"--datagrams") => DATAGRAMS,
+            _ => ECHO,
+        };
         let (to, seconds) = (self.socket(port), length.as_secs_f64().to_string());
         let mut line = vec![kind, to.as_str(), "--seconds", &seconds];
         if kind == "crr" {
@@ -257,7 +267,10 @@ pub fn policy(rules: usize) -> String {
     let mut text = String::from("name: bench\nrules:\n");
     for number in 0..rules {
         let _ = if number == rules / 2 {
-            writeln!(text, "  - ours: allow app=bench side=client -> app=bench side=server tcp/{ECHO}-{SINK}")
+            writeln!(
+                text,
+                "  - ours: allow app=bench side=client -> app=bench side=server tcp/{ECHO}-{SINK} udp/{DATAGRAMS}"
+            )
         } else {
             let (from, to, port) = (number % 997, number % 1009, 1024 + number % 60_000);
             writeln!(text, "  - r{number}: allow app=app{from} user=prod -> app=app{to} user=prod tcp/{port}")

@@ -1,5 +1,6 @@
 //! Connections and streams, arm against arm.
 
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -14,9 +15,10 @@ use crate::step;
 const OF_BARE: &str = "of bare";
 
 /// Rows of loads, their kinds and arguments.
-const LOADS: [(&str, &str, &[&str]); 4] = [
+const LOADS: [(&str, &str, &[&str]); 5] = [
     ("crr_resume", "crr", &[]),
     ("rr", "rr", &[]),
+    ("rr_udp", "rr", &["--datagrams"]),
     ("stream_1", "stream", &[]),
     ("stream_4", "stream", &["--parallel", "4"]),
 ];
@@ -46,6 +48,11 @@ pub fn enforced(plan: &Plan, tools: &Tools, rows: &mut Rows) -> Result<()> {
         let (before, after) = (before?, decided(host)?);
         rows.add(name, "µs", &[1e6 * (after.0 - before.0) / (after.1 - before.1)]);
     }
+    for (name, forget) in
+        [("contacts_per_core", &["--forget"][..]), ("contacts_per_core_checked", &["--forget", "--keep-checked"])]
+    {
+        rows.add(name, "1/s", &contacts_per_core(plan, &enforced, forget)?);
+    }
     inside::programs(plan, tools, &enforced, rows)?;
     profile::show(&enforced)
 }
@@ -58,12 +65,10 @@ pub fn against(plan: &Plan, other: &Path, rows: &mut Rows) -> Result<()> {
     step::say(format!("this enforcer against {}", other.display()));
     let theirs = Arm::new("other", Guard::OtherEnforcer(10, other))?;
     let ours = Arm::new("enforced", Guard::Enforcer(10))?;
-    for (name, kind, args) in LOADS {
-        rows.add(
-            &format!("{name}_of_other"),
-            "of the other's",
-            &shares(&load(plan, &[&theirs, &ours], kind, args)?, 1),
-        );
+    // There was a time without identity in datagrams.
+    for (name, kind, args) in LOADS.into_iter().filter(|(name, ..)| *name != "rr_udp") {
+        let rounds = load(plan, &[&theirs, &ours], kind, args)?;
+        rows.add(&format!("{name}_of_other"), "of the other's", &shares(&rounds, 1));
     }
     for arm in [&theirs, &ours] {
         step::say(format!("the programs of the arm {}", arm.name()));
@@ -100,6 +105,42 @@ fn decided(host: &Host) -> Result<(f64, f64)> {
         line.and_then(|value| value.parse().ok()).with_context(|| format!("{} shows no {name}", host.name()))
     };
     Ok((read("enforcer_first_contact_seconds_sum")?, read("enforcer_first_contact_seconds_count")?))
+}
+
+/// First contacts a second that the busier of both agents could take part in if it had one processor for it, from the processor time
+/// they took; one value a round.
+fn contacts_per_core(plan: &Plan, arm: &Arm, how: &[&str]) -> Result<Vec<f64>> {
+    let ends = [&arm.a, &arm.b];
+    let one_round = |_| {
+        let mut nanoseconds = [0; 2];
+        for _ in 0..plan.contacts {
+            for host in ends {
+                host.enforcer(&[&["peers"], how].concat())?.ok()?;
+            }
+            let before = [processor_time(ends[0])?, processor_time(ends[1])?];
+            let attempt = arm.connect()?;
+            ensure!(attempt.outcome == Outcome::Ok, "{attempt:?}");
+            for ((sum, host), before) in nanoseconds.iter_mut().zip(ends).zip(before) {
+                *sum += processor_time(host)? - before;
+            }
+        }
+        let busier = nanoseconds.into_iter().max().unwrap_or_default();
+        Ok(1e9 * plan.contacts as f64 / busier.max(1) as f64)
+    };
+    (0..plan.rounds).map(one_round).collect()
+}
+
+/// Nanoseconds on a processor of all threads of a host's agent: the first number of proc(5)'s `schedstat`.
+fn processor_time(host: &Host) -> Result<u64> {
+    let tasks = format!("/proc/{}/task", host.enforcer_pid().context("no agent")?);
+    let mut sum = 0;
+    for task in fs::read_dir(&tasks).with_context(|| format!("cannot read {tasks}"))? {
+        let path = task?.path().join("schedstat");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let first = text.split(' ').next().and_then(|number| number.parse::<u64>().ok());
+        sum += first.with_context(|| format!("{} says {text:?}", path.display()))?;
+    }
+    Ok(sum)
 }
 
 /// Makes a host's enforcer forget its sessions and every credential it has checked.

@@ -35,27 +35,31 @@ pub fn show(arm: &Arm) -> Result<()> {
 }
 
 fn measure(arm: &Arm) -> Result<Vec<String>> {
-    let mut lines = vec![format!("{:<6} {:<14} {:>16} {:>10}", "host", "program", "runs/connection", "ns/run")];
-    let pins = |bpffs: &Path| bpffs.join("v1/progs");
-    let programs = ["tc_egress", "tc_ingress", "sock_ops", "sock_create"];
-    let hosts = [("client", pins(&arm.a.bpffs())), ("server", pins(&arm.b.bpffs()))];
-    let all = || -> Result<Vec<Shown>> {
-        let each = hosts.iter().flat_map(|(_, pins)| programs.map(|program| shown(&pins.join(program))));
-        each.collect()
-    };
+    let mut programs = Vec::new();
+    for (host, bpffs) in [("client", arm.a.bpffs()), ("server", arm.b.bpffs())] {
+        let pins = bpffs.join("v1/progs");
+        for pin in fs::read_dir(&pins).with_context(|| format!("cannot read {}", pins.display()))? {
+            programs.push((host, pin?.path()));
+        }
+    }
+    programs.sort();
+    let all = || programs.iter().map(|(_, pin)| shown(pin)).collect::<Result<Vec<Shown>>>();
     let before = all()?;
     let load = arm.load("crr", Duration::from_millis(500), &[])?;
     let after = all()?;
     // Warming up makes connections too.
     let connections = load.count as f64 * 1.1;
-    let names = hosts.iter().flat_map(|(host, _)| programs.map(|program| (*host, program)));
+    let mut lines = vec![format!("{:<6} {:<16} {:>16} {:>10}", "host", "program", "runs/connection", "ns/run")];
     let mut sum = 0.0;
-    for ((host, program), (before, after)) in names.zip(before.iter().zip(&after)) {
+    for ((host, pin), (before, after)) in programs.iter().zip(before.iter().zip(&after)) {
         let runs = (after.run_cnt - before.run_cnt) as f64;
         let time = (after.run_time_ns - before.run_time_ns) as f64;
         sum += time / connections;
         let (each, mean) = (runs / connections, time / runs.max(1.0));
-        lines.push(format!("{host:<6} {program:<14} {each:>16.1} {mean:>10.0}"));
+        if each >= 0.1 {
+            let program = pin.file_name().unwrap_or_default().to_string_lossy();
+            lines.push(format!("{host:<6} {program:<16} {each:>16.1} {mean:>10.0}"));
+        }
     }
     lines.push(format!("all programs together: {:.2} µs a connection", sum / 1000.0));
     Ok(lines)

@@ -11,6 +11,7 @@ use crate::step;
 const TARGETS: &[(&str, Target)] = &[
     ("crr_resume", Target::AtLeast(0.92)),
     ("rr", Target::AtLeast(0.97)),
+    ("rr_udp", Target::AtLeast(0.95)),
     ("stream_1", Target::AtLeast(0.97)),
     ("stream_4", Target::AtLeast(0.97)),
     ("crr_rules_1000_of_10", Target::AtLeast(0.97)),
@@ -45,10 +46,13 @@ const TARGETS: &[(&str, Target)] = &[
 const PROMISED: &[&str] = &[
     "crr_resume",
     "rr",
+    "rr_udp",
     "stream_1",
     "stream_4",
     "first_contact_added_us",
     "resume_added_us",
+    "contacts_per_core",
+    "contacts_per_core_checked",
     "xdp_segment_ns",
     "xdp_forged_resume_ns",
     "tc_established_ns",
