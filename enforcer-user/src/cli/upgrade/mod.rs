@@ -29,7 +29,7 @@ use crate::{
     load::{self, Pins},
 };
 
-use running::Running;
+use running::{Running, unit_of};
 use successor::Successor;
 pub(super) use successor::{FAILED, PREPARED, Teller};
 
@@ -47,13 +47,14 @@ pub(super) fn run(arguments: &UpgradeArgs, out: &mut Output) -> Result<ExitCode,
     };
     let _alone = alone(&config)?;
     let before = ready(&config).map_err(|problem| Failure::failed(format!("{problem}; nothing is changed")))?;
-    let running = Running::find(before.pid)
-        .map_err(|error| Failure::failed(format!("cannot look at the agent: {error}; run as root")))?;
-    if let Some(unit) = running.unit() {
+    let unseen = |error| Failure::failed(format!("cannot look at the agent: {error}; run as root"));
+    // A service may well live in namespaces of its own.
+    if let Some(unit) = unit_of(before.pid).map_err(unseen)? {
         return Err(Failure::failed(format!(
             "the agent is a service: after `enforcer upgrade --check`, `systemctl restart {unit}` replaces it; nothing is changed"
         )));
     }
+    let running = Running::find(before.pid).map_err(unseen)?;
     let said = accepts(&new, &["upgrade", "--check"], &file)?;
     out.line(format!("{}: {said}", new.display()))?;
     // Without this there would be no way back.

@@ -26,7 +26,23 @@ pub(super) struct Running {
     executable: PathBuf,
     output: [Option<OwnedFd>; 2],
     cgroup: Option<PathBuf>,
-    service: bool,
+}
+
+/// The unit of the service manager that started an agent, if one did.
+pub(super) fn unit_of(pid: u32) -> io::Result<Option<String>> {
+    let environment = fs::read(format!("/proc/{pid}/environ"))?;
+    if !environment.split(|byte| *byte == 0).any(|entry| entry.starts_with(b"NOTIFY_SOCKET=")) {
+        return Ok(None);
+    }
+    let cgroup = own_cgroup(pid)?;
+    let name = cgroup.as_deref().and_then(|path| path.rsplit('/').next()).filter(|name| name.ends_with(".service"));
+    Ok(Some(name.unwrap_or("enforcer").to_owned()))
+}
+
+/// Its cgroup, from the root of the hierarchy.
+fn own_cgroup(pid: u32) -> io::Result<Option<String>> {
+    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    Ok(cgroup.lines().find_map(|line| line.strip_prefix("0::/")).map(str::to_owned))
 }
 
 impl Running {
@@ -43,12 +59,8 @@ impl Running {
         let file = File::open(format!("/proc/{pid}/exe"))?;
         let executable = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
         let output = [1, 2].map(|number| sys::pidfd_getfd(process.as_fd(), number).ok());
-        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        let cgroup = cgroup.lines().find_map(|line| line.strip_prefix("0::/")).map(str::to_owned);
-        let cgroup = mounts::cgroup2()?.zip(cgroup).map(|(root, below)| root.join(below));
-        let environment = fs::read(format!("/proc/{pid}/environ"))?;
-        let service = environment.split(|byte| *byte == 0).any(|entry| entry.starts_with(b"NOTIFY_SOCKET="));
-        Ok(Self { pid, process, _file: file, executable, output, cgroup, service })
+        let cgroup = mounts::cgroup2()?.zip(own_cgroup(pid)?).map(|(root, below)| root.join(below));
+        Ok(Self { pid, process, _file: file, executable, output, cgroup })
     }
 
     pub fn pid(&self) -> u32 {
@@ -58,12 +70,6 @@ impl Running {
     /// What can be executed, and is the file that runs.
     pub fn executable(&self) -> &Path {
         &self.executable
-    }
-
-    /// The unit of the service manager that started it, if one did.
-    pub fn unit(&self) -> Option<String> {
-        let name = self.cgroup.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-        self.service.then(|| name.filter(|name| name.ends_with(".service")).unwrap_or_else(|| "enforcer".into()))
     }
 
     /// Where it writes: whoever reads its log reads on.

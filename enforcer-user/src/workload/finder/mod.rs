@@ -9,6 +9,7 @@ mod containers;
 mod events;
 mod execs;
 mod place;
+mod probe;
 mod rules;
 mod sockets;
 
@@ -91,7 +92,7 @@ impl Finder {
     /// # Errors
     /// What the kernel reports.
     pub fn prepare(&mut self) -> anyhow::Result<()> {
-        arm_with(&self.place, &self.rules, self.stopped_containers.is_in_use(), &self.maps)?;
+        arm_with(&mut self.place, &self.rules, self.stopped_containers.is_in_use(), &self.maps)?;
         self.starting = true;
         self.sweep(true);
         self.sweep_processes();
@@ -143,11 +144,12 @@ pub(crate) const EXECUTED: &str = "exec:";
 /// # Errors
 /// If a rule names a user that is not there, the hierarchy cannot be found, or what the kernel reports.
 pub fn arm(config: &Config, maps: &Maps) -> anyhow::Result<()> {
-    arm_with(&Place::new(config)?, &Rules::new(config)?, config.engines() > 0, maps)
+    arm_with(&mut Place::new(config)?, &Rules::new(config)?, config.engines() > 0, maps)
 }
 
-fn arm_with(place: &Place, rules: &Rules, containers: bool, maps: &Maps) -> anyhow::Result<()> {
+fn arm_with(place: &mut Place, rules: &Rules, containers: bool, maps: &Maps) -> anyhow::Result<()> {
     let mut watch = Watch { root: place.root_id, root_level: place.root_level, flags: WATCH_PUS, ..Watch::default() };
+    let late = "workloads are found late: what starts may communicate unmanaged for a moment";
     if rules.is_empty() && !containers {
         maps.watch.insert(&0, &watch)?;
         maps.exec_files.retain(|_, _| false)?;
@@ -156,10 +158,17 @@ fn arm_with(place: &Place, rules: &Rules, containers: bool, maps: &Maps) -> anyh
     match kernel_offsets() {
         Ok(offsets) => watch.offsets = offsets,
         Err(error) => {
-            tracing::warn!(%error, "workloads are found late: what starts may communicate unmanaged for a moment");
+            tracing::warn!(%error, "{late}");
             maps.watch.insert(&0, &watch)?;
             return Ok(());
         }
+    }
+    if !probe::is_first_namespace()? {
+        match probe::kernel_path(&place.root, watch.offsets, maps) {
+            Ok(path) => place.is_called(path),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "in a cgroup namespace, {late}"),
+        }
+        watch.root_level = place.root_level;
     }
     let patterns: Vec<_> = rules.patterns().collect();
     let limit = CGROUP_PATTERNS as usize;

@@ -20,7 +20,7 @@ pub(super) struct Place {
     pub root_id: u64,
     /// Its level.
     pub root_level: u32,
-    /// Its path as the kernel calls it.
+    /// Its path as the kernel calls it; in a cgroup namespace, once the kernel was asked.
     pub kernel_root: String,
     /// Where the enforcer makes cgroups.
     pub pu_cgroups: PathBuf,
@@ -36,10 +36,17 @@ impl Place {
             .with_context(|| format!("{} lies on no cgroup v2 mount", root.display()))?;
         let inner = root.strip_prefix(&mount)?;
         let kernel_root = join(&mounted, inner);
-        let root_level = kernel_root.split('/').filter(|name| !name.is_empty()).count() as u32;
         let root_id = fs::metadata(&root)?.ino();
         let pu_cgroups = root.join(crate::config::PU_CGROUPS);
-        Ok(Self { root, root_id, root_level, kernel_root, pu_cgroups, mount, mounted })
+        let mut place = Self { root, root_id, root_level: 0, kernel_root: String::new(), pu_cgroups, mount, mounted };
+        place.is_called(kernel_root);
+        Ok(place)
+    }
+
+    /// The kernel's path of the root, where another than [`Self::new`] could see is the right one.
+    pub fn is_called(&mut self, kernel_root: String) {
+        self.root_level = kernel_root.split('/').filter(|name| !name.is_empty()).count() as u32;
+        self.kernel_root = kernel_root;
     }
 
     /// The path below the root of a path as the kernel calls it.

@@ -9,6 +9,15 @@ use super::CgroupMatch;
 pub fn kernel_pattern(pattern: &CgroupMatch, root: &str) -> CgroupPattern {
     let (prefix, name, suffix) = pattern.ends();
     let prefix = format!("{}{prefix}", root.trim_end_matches('/'));
+    let mut compiled = kernel_suffix(&suffix);
+    fill(&mut compiled.prefix, &mut compiled.prefix_mask, 0, prefix.as_bytes());
+    // The kernel's copy of a longer name ends with a zero there.
+    fill(&mut compiled.name[..], &mut compiled.name_mask, 0, &name.as_bytes()[..name.len().min(NAME_WORDS * 8 - 1)]);
+    compiled
+}
+
+/// The kernel's form of every path that ends so, in at most 64 bytes.
+pub fn kernel_suffix(suffix: &str) -> CgroupPattern {
     let mut compiled = CgroupPattern {
         prefix: [0; PREFIX_WORDS],
         prefix_mask: [0; PREFIX_WORDS],
@@ -17,9 +26,6 @@ pub fn kernel_pattern(pattern: &CgroupMatch, root: &str) -> CgroupPattern {
         suffix: [0; SUFFIX_WORDS],
         suffix_mask: [0; SUFFIX_WORDS],
     };
-    fill(&mut compiled.prefix, &mut compiled.prefix_mask, 0, prefix.as_bytes());
-    // The kernel's copy of a longer name ends with a zero there.
-    fill(&mut compiled.name[..], &mut compiled.name_mask, 0, &name.as_bytes()[..name.len().min(NAME_WORDS * 8 - 1)]);
     fill(&mut compiled.suffix, &mut compiled.suffix_mask, SUFFIX_WORDS * 8 - suffix.len(), suffix.as_bytes());
     compiled
 }

@@ -11,7 +11,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-pub use kernel::kernel_pattern;
+pub use kernel::{kernel_pattern, kernel_suffix};
 pub use pattern::{CgroupMatch, PatternError};
 
 /// A cgroup that exists.
