@@ -76,8 +76,8 @@ fn challenge(packet: &Datagram, port: u16, found: &Trailer) -> i32 {
     count_handshake(CHALLENGE, false);
     let cookie = gate::cookie_out_of_band(packet.ip, port, packet.key.remote_port, found);
     let answer = Fields { packet_type: CHALLENGE, time: u64::from_be_bytes(found.time), ..Fields::default() };
-    let done = turn(packet.ctx, packet.ip)
-        .and_then(|()| strip_bare(packet.ctx, packet.ip, &Trailer::new(&answer, cookie)));
+    let done =
+        turn(packet.ctx, packet.ip).and_then(|()| strip_bare(packet.ctx, packet.ip, &Trailer::new(&answer, cookie)));
     match done {
         Ok(()) => send_back(packet.ctx, packet.source, Way::In, packet.config.mark),
         Err(_) => DROP,

@@ -234,6 +234,8 @@ fn depart(
                 && flow.path == PATH_HELLO
                 && path == PATH_HELLO
                 && flow.flags & (FLAG_RETRIED | FLAG_CHALLENGED) == 0;
+            // What becomes a RESUME with this SYN has not been tried as one.
+            let beside = flow.state == SYN_SENT && flow.path == path && flow.packets_out == OUT_OF_BAND - 1;
             if flow.state == SYN_SENT {
                 if path == PATH_HELLO || flow.path != PATH_OUT_OF_BAND {
                     flow.path = path;
@@ -245,7 +247,7 @@ fn depart(
             if silent && flow.packets_out == UNANSWERED {
                 unanswered(packet, flow);
             }
-            if flow.state == SYN_SENT && flow.packets_out == OUT_OF_BAND {
+            if beside {
                 contact_out_of_band(packet, pu);
             }
         }

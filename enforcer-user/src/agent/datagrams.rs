@@ -39,7 +39,8 @@ const BYTES: usize = 256 * 1024;
 const PEERS: usize = 1024;
 
 /// After which times HELLO is sent again; after the last, nobody is there.
-pub(super) const PATIENCE: [Duration; 3] = [Duration::from_millis(300), Duration::from_millis(700), Duration::from_millis(1500)];
+pub(super) const PATIENCE: [Duration; 3] =
+    [Duration::from_millis(300), Duration::from_millis(700), Duration::from_millis(1500)];
 
 const TCP: u8 = libc::IPPROTO_TCP as u8;
 
@@ -276,6 +277,7 @@ fn hello(shared: &Shared, held: &Held, frame: &Datagram<'_>) -> Result<(), Refus
     let hello = datagram::authenticate(&mut shared.verifier(), frame, now).map_err(refused)?;
     if held.key.proto == TCP {
         shared.fallback.count(Count::Received);
+        tracing::debug!(peer = %hello.peer.enforcer().name(), "a first contact came out of band");
     }
     if held.ifindex == LOOPBACK {
         return met_here(shared, held, hello.peer.profile().handle);

@@ -216,6 +216,15 @@ pub(super) fn unanswered(shared: &Shared, held: &Held, frame: &Frame<'_>) {
     ask(shared, &route);
 }
 
+/// The agent itself sends this SYN with a credential: as with the kernel, another way at once where that is known to be refused.
+pub(super) fn opened(shared: &Shared, held: &Held, frame: &Frame<'_>) {
+    let refused =
+        || matches!(shared.maps.fallback_paths.get(&held.key.remote), Ok(Some(until)) if until > sys::monotonic_ns());
+    if shared.fallback.port.is_some() && refused() {
+        unanswered(shared, held, frame);
+    }
+}
+
 /// Enters the flow in which the kernel hands the answer to the agent; `None` if no port is free. The connection's own is taken if
 /// it is, so that both ends tell of the same.
 fn enter(shared: &Shared, held: &Held, port: u16) -> Result<Option<FlowKey>, MapWriteError> {

@@ -193,6 +193,53 @@ fn what_policy_denies_is_denied_out_of_band_and_the_client_hears_it() -> Result<
     Ok(())
 }
 
+/// The answer to the SYN names the server's PU, and the client's enforcer judges it before anything of the client's leaves.
+#[test]
+fn what_only_the_clients_policy_denies_ends_before_its_first_byte() -> Result<()> {
+    let stage = Stage::with_each("mbclientdeny", ON, ON)?;
+    let own = stage.pair.lab.directory().join("policy-of-the-client");
+    std::fs::create_dir(&own)?;
+    std::fs::write(own.join("own.yaml"), "name: own\nrules:\n  - call: allow app=client -> app=other tcp/8000-8999\n")?;
+    stage.pair.a.start_enforcer(&format!("{ON}[policy]\npaths = [{own:?}]\n"))?;
+    stage.middlebox.play(refuses(true));
+    let before = stage.counters()?;
+    let to = &stage.pair.addresses(PORT)[0];
+    let made = stage.pair.client.connect(to, &["--payload", "ping", "--timeout", PATIENCE])?;
+    assert_eq!(made.outcome, Outcome::Refused, "{made:?}");
+    let counted = stage.since(&before)?;
+    assert_eq!(counted.each_ref().map(reasons), [["no_rule"], ["no_rule"]]);
+    assert_eq!(fate(&counted), [1, 1, 0, 0, 1]);
+    told(&stage.pair.a, &made, "no_rule")?;
+    let carried = |seen: &&tests::Sighting| seen.way == Way::FromHost && !seen.original.is_syn();
+    assert!(stage.middlebox.seen().iter().filter(carried).all(|seen| seen.original.payload.is_empty()));
+    Ok(())
+}
+
+/// Many connections to one service ask once.
+#[test]
+fn what_wants_to_go_to_the_same_place_asks_once() -> Result<()> {
+    let stage = Stage::with_each("mbmany", ON, ON)?;
+    stage.middlebox.play(refuses(true));
+    for within in [REPEATED, [0, 900_000]] {
+        let caller = stage.pair.a.workload(&format!("caller{}", within[0]), &["app=client"])?;
+        let before = stage.counters()?;
+        let to = &stage.pair.addresses(PORT)[0];
+        let made = std::thread::scope(|scope| {
+            let call = || caller.connect(to, &["--payload", "ping", "--timeout", PATIENCE]);
+            let calls: Vec<_> = (0..8).map(|_| scope.spawn(call)).collect();
+            let joined = calls.into_iter().map(|call| call.join().map_err(|_| anyhow::anyhow!("a panic"))?);
+            joined.collect::<Result<Vec<_>>>()
+        })?;
+        assert_made(&made, [0, within[1]]);
+        let counted = stage.since(&before)?;
+        assert_nothing_refused(&counted);
+        let [sent, answered, ..] = fate(&counted);
+        // One that comes just after the answer asks for itself.
+        ensure!(sent == answered && (1..=2).contains(&sent), "{sent} sent, {answered} answered");
+    }
+    Ok(())
+}
+
 /// Behind an interface of its own, as client and as server.
 #[test]
 fn a_pu_behind_an_interface_is_met_over_udp_too() -> Result<()> {
