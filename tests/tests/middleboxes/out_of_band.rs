@@ -215,6 +215,26 @@ fn what_only_the_clients_policy_denies_ends_before_its_first_byte() -> Result<()
     Ok(())
 }
 
+/// What follows the credentials may be lost as well: it does not wait for TCP's third SYN.
+#[test]
+fn what_is_lost_after_the_credentials_goes_again() -> Result<()> {
+    let stage = Stage::with_each("mblost", ON, ON)?;
+    let (mut refuse, mut lost) = (refuses(true), 0);
+    stage.middlebox.play(move |way, segment| {
+        let resumed = way == Way::FromHost && segment.is_syn() && segment.payload.is_empty();
+        if resumed && lost < 2 {
+            lost += 1;
+            return Fate::Drop;
+        }
+        refuse(way, segment)
+    });
+    let (made, counted) = stage.attempts(PATIENCE)?;
+    assert_made(&made, REPEATED);
+    assert_nothing_refused(&counted);
+    assert_eq!(fate(&counted), [2, 2, 0, 0, 2]);
+    Ok(())
+}
+
 /// Many connections to one service ask once.
 #[test]
 fn what_wants_to_go_to_the_same_place_asks_once() -> Result<()> {
