@@ -34,6 +34,8 @@ pub const CONFIG_LEARN_NAMES: u32 = 16;
 pub const CONFIG_HOST: u32 = 32;
 /// Some or all of the enforcement is on trial (`HOST`).
 pub const CONFIG_TRIAL: u32 = 64;
+/// Where in `Config::flags` the port of out-of-band HELLOs begins ([`Config::fallback_port`]).
+pub const CONFIG_FALLBACK_SHIFT: u32 = 16;
 
 /// The one entry of the map `CONFIG`; written by the agent only.
 #[repr(C)]
@@ -49,10 +51,18 @@ pub struct Config {
     pub generation: u32,
     /// Mark of packets made by the enforcer itself; random for each load.
     pub mark: u32,
-    /// `CONFIG_*` bits.
+    /// `CONFIG_*` bits, and in the upper half the port of out-of-band HELLOs.
     pub flags: u32,
     /// Session of this enforcer with itself, for PUs on one host.
     pub self_session: u32,
+}
+
+impl Config {
+    /// UDP port on which HELLO goes out of band, and is taken; 0 if neither.
+    #[inline(always)]
+    pub const fn fallback_port(&self) -> u16 {
+        (self.flags >> CONFIG_FALLBACK_SHIFT) as u16
+    }
 }
 
 /// The trailer the agent puts behind a frame it hands to its TAP device; the TAP's program removes it.

@@ -16,6 +16,13 @@ pub const TRAILER_LEN: usize = 36;
 pub const MAGIC: u32 = 0x5a54_d6e1;
 /// Flag of RESUME and RESUME_REPLY: the packet was made to carry nothing but this, for those that follow it.
 pub const BARE: u8 = 1;
+/// Flag of HELLO and CONFIRM: out of band, for a TCP connection whose path refuses them on its own segments. The port it is for
+/// comes first in the payload, in [`WANTED_LEN`] bytes.
+pub const OUT_OF_BAND: u8 = 2;
+/// Flag of an out-of-band HELLO: the MAC is the one of a CHALLENGE, as with [`crate::wire::HELLO_COOKIE`].
+pub const COOKIE: u8 = 4;
+/// Bytes of the port in an out-of-band packet.
+pub const WANTED_LEN: usize = 2;
 /// Bytes of a payload's beginning that a MAC covers.
 pub const COVERED: usize = 32;
 
@@ -34,7 +41,7 @@ pub const REORDER_NS: u64 = 1_000_000_000;
 pub struct Trailer {
     /// Version and type; types are those of [`crate::wire`].
     pub version_type: u8,
-    /// [`BARE`]; the number of a reason in DENY and RETRY.
+    /// [`BARE`], [`OUT_OF_BAND`], [`COOKIE`]; the number of a reason in DENY and RETRY.
     pub flags: u8,
     /// PU handle of the sender.
     pub handle: [u8; 2],
@@ -46,7 +53,7 @@ pub struct Trailer {
     pub peer_handle: [u8; 2],
     /// Bytes between the transport header and the trailer.
     pub len: [u8; 2],
-    /// The sender's clock. Of HELLO any number, which HELLO_REPLY, and a DENY without session, repeat.
+    /// The sender's clock. Of HELLO any number, which HELLO_REPLY, CHALLENGE, and a DENY without session, repeat.
     pub time: [u8; 8],
     /// MAC; of HELLO the next eight bytes of the credential's SHA-256.
     pub mac: [u8; 8],

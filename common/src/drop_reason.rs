@@ -79,9 +79,10 @@ reasons! {
     ResumeReplayed = 50, "resume_replayed", "The connection attempt of a known session was seen before; its sender was asked to say it otherwise.", "Look for an attack: somebody records packets and sends them again. Rarely two attempts are the same by chance, which costs the second one a round trip.";
     HelloBudget = 51, "hello_budget", "One address has sent more first contacts than it may in this time.", "Look for a flood; raise `datapath.hello_budget` if many peers share one address.";
     Challenged = 52, "challenged", "There are too many first contacts at once; the peer was asked to prove its address before anything else.", "Nothing if short: the peer answers at once. If it lasts, look for a flood from forged addresses.";
-    HelloUnanswered = 53, "hello_unanswered", "A first contact was sent three times and nothing came back. It goes on trying.", "See whether the peer is up. If it answers others, look for a middlebox that drops SYNs with data or with options it does not know.";
+    HelloUnanswered = 53, "hello_unanswered", "A first contact was sent three times and nothing came back. It goes on trying.", "See whether the peer is up. If it answers others, look for a middlebox that drops SYNs with data (`datapath.fallback` gets round it) or with options it does not know.";
     DatagramReplayed = 54, "datagram_replayed", "The identity of a datagram was used before, or is older than what came since.", "Nothing if rare (doubled or much delayed packets); look for an attack otherwise.";
     DatagramMerged = 55, "datagram_merged", "Datagrams that bear identity were merged into one on their way.", "Nothing if rare: later ones bear none. Otherwise switch off UDP aggregation at the receiving interface (`ethtool -K IF rx-udp-gro-forwarding off`).";
+    FallbackOff = 56, "fallback_off", "A peer introduced itself out of band, which is not taken here, or not at that port.", "If the path between the two refuses first contacts, set `datapath.fallback = \"udp\"` and the same `datapath.fallback_port` at both ends.";
 }
 
 #[cfg(test)]

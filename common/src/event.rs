@@ -26,12 +26,16 @@ pub const HELD_ANSWER: u32 = 9;
 /// A part of a datagram to a peer that was never met there: to be sent on once it has been. `subject` is the length of the
 /// whole frame, `object` that of a segment where the stack left it to the device to cut it up (GSO), else 0.
 pub const HELD_DATAGRAM: u32 = 10;
-/// A datagram that bears HELLO.
+/// A datagram that bears HELLO. Of an out-of-band one the key is that of the TCP connection it is for, with the datagram's own port
+/// for the peer's.
 pub const HELD_DATAGRAM_HELLO: u32 = 11;
 /// A datagram that bears HELLO_REPLY, RETRY, or a DENY without session: for whoever waits for it.
 pub const HELD_DATAGRAM_ANSWER: u32 = 12;
 /// An authenticated datagram whose pair of identities has not been judged yet; handed back unchanged once it is.
 pub const HELD_DATAGRAM_JUDGE: u32 = 13;
+/// A copy of a SYN of a local PU that has gone on: its first contact is to be made out of band, because nothing came back or
+/// because the path to that address is known to refuse it in band.
+pub const HELD_UNANSWERED: u32 = 14;
 /// Parts of a datagram that are held at most: as many as make up the longest.
 pub const DATAGRAM_PARTS_MAX: u32 = 33;
 /// Parts of a frame that are shown at most.

@@ -44,6 +44,8 @@ pub const PATH_HELLO: u8 = 1;
 pub const PATH_RESUME: u8 = 2;
 /// External network: judged by address.
 pub const PATH_EXTERNAL: u8 = 3;
+/// Of a client's connection: its path refused the first contact, which was made over UDP instead; then it was resumed.
+pub const PATH_OUT_OF_BAND: u8 = 4;
 
 /// The local end sent FIN.
 pub const FLAG_FIN_OUT: u8 = 1;

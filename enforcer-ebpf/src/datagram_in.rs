@@ -11,7 +11,7 @@ use common::{
     },
     identity::{Pu, Session},
     verdict::position,
-    wire::{CONFIRM, DENY, HELLO, HELLO_REPLY, RESUME, RESUME_REPLY, RETRY, VERSION},
+    wire::{CHALLENGE, CONFIRM, DENY, HELLO, HELLO_REPLY, RESUME, RESUME_REPLY, RETRY, VERSION},
 };
 
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     judge::{judge, rejudge},
     maps::{DATAGRAM_PEERS, SESSIONS},
     other_protocols::approve,
+    out_of_band,
     outbound::{DROP, PASS, scratch},
     packet::{Ip, UDP},
     turn_around::{Way, send_back},
@@ -35,9 +36,12 @@ use crate::{
 #[inline(always)]
 pub fn received(ctx: &TcContext, source: Source) -> i32 {
     let (Some(config), Some(parsed)) = (config(), scratch(source)) else { return DROP };
-    let packet = Datagram { ctx, config, source, ip: &parsed.ip, key: &parsed.key };
     let mut found = Trailer::default();
-    let identified = trailer(ctx, packet.ip, &mut found);
+    let identified = trailer(ctx, &parsed.ip, &mut found);
+    if identified && out_of_band::is_one(&parsed.ip, &found) {
+        return out_of_band::received(ctx, config, source, parsed, &found);
+    }
+    let packet = Datagram { ctx, config, source, ip: &parsed.ip, key: &parsed.key };
     let pu = match find(packet.key, source.interface(ctx)) {
         Lookup::Elsewhere => return PASS,
         Lookup::Ours(flow) if flow.path != PATH_EXTERNAL => {
@@ -64,13 +68,13 @@ pub fn received(ctx: &TcContext, source: Source) -> i32 {
 
 /// Bytes of payload before the trailer.
 #[inline(always)]
-fn payload(ip: &Ip) -> u32 {
+pub fn payload(ip: &Ip) -> u32 {
     ip.end - ip.l4 - HEADER - size_of::<Trailer>() as u32
 }
 
 /// For no PU of this host: what enforcers say to each other is not for a process to hear; anything else is, whatever it ends with.
 #[inline(never)]
-fn nobody(packet: &Datagram, found: &Trailer) -> i32 {
+pub fn nobody(packet: &Datagram, found: &Trailer) -> i32 {
     let fields = found.fields();
     let forwarded =
         packet.source == Source::Socket && is_forwarded(packet.ctx.as_ptr(), ifindex(packet.ctx), packet.ip);
@@ -120,7 +124,7 @@ fn drop_of(packet: &Datagram, flow: &Flow, reason: Reason) -> i32 {
 }
 
 #[inline(never)]
-fn drop_for(packet: &Datagram, pu: u32, reason: Reason) -> i32 {
+pub fn drop_for(packet: &Datagram, pu: u32, reason: Reason) -> i32 {
     cleared!(parties: Parties);
     parties.pu = pu;
     parties.local_identity = pu_info(pu).map_or(0, |info| info.identity);
@@ -143,7 +147,7 @@ fn of_flow(packet: &Datagram, flow: &mut Flow, found: &Trailer) -> Option<i32> {
         HELLO | RESUME | CONFIRM => return None,
         RESUME_REPLY => replied(packet, flow, found),
         DENY if u32::from_be_bytes(found.index) != 0 => denied(packet, flow, found),
-        HELLO_REPLY | DENY if flow.state == SYN_SENT && flow.session == 0 => answered(packet, flow),
+        HELLO_REPLY | CHALLENGE | DENY if flow.state == SYN_SENT && flow.session == 0 => answered(packet, flow),
         RETRY if flow.state == SYN_SENT => answered(packet, flow),
         _ => drop_of(packet, flow, Reason::HelloMalformed),
     })
@@ -177,7 +181,7 @@ fn is_again(flow: &Flow, found: &Trailer) -> bool {
 
 /// Whether a trailer is this session's, of this very packet.
 #[inline(never)]
-fn is_genuine(packet: &Datagram, session: &Session, found: &Trailer, fields: &Fields) -> bool {
+pub fn is_genuine(packet: &Datagram, session: &Session, found: &Trailer, fields: &Fields) -> bool {
     fields.len as u32 == payload(packet.ip)
         && found.version_type >> 4 == VERSION
         && sealed(packet.ctx, packet.ip, &session.key_in, fields) == found.mac()
@@ -353,7 +357,7 @@ fn refused_outright(packet: &Datagram, pu: u32, info: &Pu, found: &Trailer) -> i
 
 /// Hands the datagram to the agent; `about` are PU, subject and object.
 #[inline(never)]
-fn to_agent(packet: &Datagram, kind: u32, about: (u32, u32, u32)) -> i32 {
+pub fn to_agent(packet: &Datagram, kind: u32, about: (u32, u32, u32)) -> i32 {
     let (pu, subject, object) = about;
     let what = Hold { kind, pu, subject, object, at_pu_interface: packet.source == Source::Interface };
     match hold(packet.ctx, packet.key, &what) {

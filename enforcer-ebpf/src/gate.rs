@@ -7,6 +7,7 @@ use aya_ebpf::{
 };
 use common::{
     Addr,
+    datagram::{COOKIE, Trailer},
     drop_reason::Reason,
     shield::{Shield, Source, cookie, taken},
     wire::{HELLO_COOKIE, MacKey, OptionBytes},
@@ -16,6 +17,7 @@ use crate::{
     flow_table::coarse_now,
     maps::{ALL_HELLOS_SCRATCH, HANDSHAKES, HELLO_SOURCES, SHIELD},
     outbound::Packet,
+    packet::Ip,
 };
 
 /// What becomes of a HELLO: `Allowed` to the agent, `Challenged` to be answered with a cookie, or refused without an answer.
@@ -34,6 +36,33 @@ pub fn first_contact(packet: &Packet, option: &OptionBytes) -> Reason {
     }
     // An answer as long as what it answers is one too many.
     if packet.tcp.payload == 0 { Reason::HelloMalformed } else { Reason::Challenged }
+}
+
+/// As [`first_contact`], of a HELLO that came over UDP from and to these ports.
+#[inline(never)]
+pub fn out_of_band(ip: &Ip, port: u16, from: u16, found: &Trailer) -> Reason {
+    let Some(shield) = SHIELD.get(0) else { return Reason::Allowed };
+    if !may_answer(&ip.src) {
+        return Reason::HelloBudget;
+    }
+    if found.flags & COOKIE != 0 {
+        let number = u64::from_be_bytes(found.time) as u32;
+        let shown = found.mac();
+        let ours = |secret: &MacKey| shown == cookie(secret, &ip.src, from, port, number);
+        return if ours(&shield.secret) || ours(&shield.former_secret) {
+            Reason::Allowed
+        } else {
+            Reason::HelloMalformed
+        };
+    }
+    if shield.all_interval_ns == 0 || !is_loaded(shield) { Reason::Allowed } else { Reason::Challenged }
+}
+
+/// The cookie for the sender of such a HELLO.
+#[inline(always)]
+pub fn cookie_out_of_band(ip: &Ip, port: u16, from: u16, found: &Trailer) -> u64 {
+    let number = u64::from_be_bytes(found.time) as u32;
+    SHIELD.get(0).map_or(0, |shield| cookie(&shield.secret, &ip.src, from, port, number))
 }
 
 /// Takes one from what a source may ask of this host: to be introduced, or to be told to start over. Whether anything was

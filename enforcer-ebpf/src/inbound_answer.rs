@@ -5,7 +5,7 @@ use common::{
     event::{EVENT_CUT, HELD_HELLO_REPLY, HELD_JUDGE},
     flow::{
         CLIENT, CONFIRMING, CUT, ESTABLISHED, FLAG_CHALLENGED, FLAG_LOG, FLAG_RETRIED, Flow, PATH_EXTERNAL, PATH_HELLO,
-        PATH_RESUME, SYN_RECEIVED, SYN_SENT,
+        SYN_RECEIVED, SYN_SENT,
     },
     identity::{Credential, SessionPu},
     verdict::position,
@@ -240,7 +240,7 @@ pub fn retry_asked(packet: &Packet, flow: &mut Flow) -> i32 {
     }
     let replayed = packet.tcp.option.is_some_and(|option| option.flags == Reason::ResumeReplayed as u8);
     let result =
-        if replayed && flow.path == PATH_RESUME { resume_again(packet, flow) } else { start_over(packet, flow) };
+        if replayed && flow.path != PATH_HELLO { resume_again(packet, flow) } else { start_over(packet, flow) };
     match result {
         Ok(()) => send_back(packet.ctx, packet.source, Way::In, packet.config.mark),
         Err(reason) => drop_with(packet, flow, reason),
@@ -350,6 +350,8 @@ fn answer_again(packet: &Packet, flow: &mut Flow) -> Result<(), Reason> {
     // SAFETY: the agent replaces sessions whole.
     let session = unsafe { SESSIONS.get(flow.session) }.ok_or(Reason::SessionExpired)?;
     count_handshake(RETRY, true);
+    // It says itself that it does not.
+    let _ = KNOWN_TO_PEER.remove(SessionPu { session: flow.session, handle: flow.local_handle, pad: 0 });
     flow.flags |= FLAG_RETRIED | common::flow::FLAG_CREDENTIAL_SENT;
     flow.path = PATH_HELLO;
     flow.local_handle = info.handle;

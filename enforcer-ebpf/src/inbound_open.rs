@@ -5,7 +5,7 @@ use common::{
     abi::{CONFIG_STRANGERS_REJECT, PU_UNSORTED},
     drop_reason::Reason,
     event::{HELD_HELLO, HELD_INCOMING, HELD_JUDGE},
-    flow::{ESTABLISHED, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_RESUME, SERVER, SYN_RECEIVED, SYN_SENT},
+    flow::{ESTABLISHED, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_HELLO, PATH_RESUME, SERVER, SYN_RECEIVED, SYN_SENT},
     identity::{PeerPu, Pu, Session, SessionPu},
     verdict::position,
     wire::{CHALLENGE, DENY, HELLO, OptionBytes, RESUME, RETRY, Transcript, mac, sealed},
@@ -19,7 +19,7 @@ use crate::{
     flow_table::{account_in, coarse_now, enter},
     gate,
     judge::{Verdict, judge},
-    maps::{NETWORKS, PEER_PUS, SESSIONS},
+    maps::{KNOWN_TO_PEER, NETWORKS, PEER_PUS, SESSIONS},
     outbound::{DROP, PASS, Packet},
     resumes,
     turn_around::{Way, into_reset, into_retry, send_back},
@@ -61,6 +61,10 @@ pub fn opened(packet: &Packet, pu: u32, existing: Option<&mut Flow>) -> i32 {
             return drop_syn(packet, &Parties::of(flow), Reason::SimultaneousOpen);
         }
         if flow.state == SYN_RECEIVED && is_repeated(packet, flow) {
+            if flow.path == PATH_HELLO && is_known_to_peer(flow) {
+                // Told out of band meanwhile, because our credential does not get through to it on a SYN-ACK.
+                flow.path = PATH_RESUME;
+            }
             account_in(flow, packet.tcp, packet.ctx.len());
             return PASS;
         }
@@ -99,6 +103,13 @@ fn is_repeated(packet: &Packet, flow: &Flow) -> bool {
     }
     // SAFETY: the agent replaces sessions whole; a torn read only makes a MAC wrong.
     unsafe { SESSIONS.get(option.index()) }.is_some_and(|session| genuine(packet, session, option))
+}
+
+#[inline(always)]
+fn is_known_to_peer(flow: &Flow) -> bool {
+    let known = SessionPu { session: flow.session, handle: flow.local_handle, pad: 0 };
+    // SAFETY: read-only value of a scalar.
+    unsafe { KNOWN_TO_PEER.get(known) }.is_some_and(|until| *until > coarse_now())
 }
 
 #[inline(never)]

@@ -35,6 +35,7 @@ mod maps;
 mod names;
 mod observe;
 mod other_protocols;
+mod out_of_band;
 mod outbound;
 mod outbound_open;
 mod packet;

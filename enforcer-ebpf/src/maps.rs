@@ -57,6 +57,9 @@ pub static SESSIONS: HashMap<u32, Session, 65536, NO_PREALLOC> = HashMap::new();
 /// Address to the session last met there.
 #[btf_map]
 pub static PEER_ADDRS: LruHashMap<PeerAddr, u32, 131072> = LruHashMap::new();
+/// Addresses to which first contacts go out of band at once, and until when.
+#[btf_map]
+pub static FALLBACK_PATHS: LruHashMap<Addr, u64, 16384> = LruHashMap::new();
 /// Verified PUs of peers.
 #[btf_map]
 pub static PEER_PUS: HashMap<SessionPu, PeerPu, 262144, NO_PREALLOC> = HashMap::new();

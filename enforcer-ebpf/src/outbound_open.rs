@@ -4,10 +4,10 @@ use aya_ebpf::{EbpfContext, btf_maps::lpm_trie::Key, helpers::generated::bpf_get
 use common::{
     abi::PU_UNSORTED,
     drop_reason::Reason,
-    event::HELD_OUTGOING,
+    event::{HELD_OUTGOING, HELD_UNANSWERED},
     flow::{
         CLIENT, CUT, ESTABLISHED, FLAG_CHALLENGED, FLAG_LOG, FLAG_RETRIED, Flow, PATH_EXTERNAL, PATH_HELLO,
-        PATH_RESUME, SYN_SENT,
+        PATH_OUT_OF_BAND, PATH_RESUME, SYN_SENT,
     },
     identity::{Credential, NETWORK_IDENTITY, PeerAddr, Pu, Session, SessionPu},
     verdict::position,
@@ -20,7 +20,7 @@ use crate::{
     emit::{At, Hold, Parties, count_handshake, count_reason, hold, now, refused},
     flow_table::{account_out, coarse_now, enter, remove},
     judge::{Verdict, judge},
-    maps::{CREDENTIALS, KNOWN_TO_PEER, NETWORKS, PEER_ADDRS, SESSIONS},
+    maps::{CREDENTIALS, FALLBACK_PATHS, KNOWN_TO_PEER, NETWORKS, PEER_ADDRS, SESSIONS},
     outbound::{DROP, PASS, Packet, refuse_locally},
     rewrite::{attach, make_room},
 };
@@ -28,6 +28,9 @@ use crate::{
 /// How often a first contact is sent before it is told that nothing answers: two packets in a row are lost now and then, and the agent may keep the
 /// first for a second.
 const UNANSWERED: u64 = 3;
+
+/// With which SYN a first contact is made out of band, where that is switched on: nothing has come back for a second.
+const OUT_OF_BAND: u64 = 2;
 
 /// Interface index of the loopback device in every network namespace.
 pub const LOOPBACK: u32 = 1;
@@ -190,7 +193,7 @@ fn resume(
     // Who was asked to say it otherwise goes on saying it so.
     let again = existing
         .as_ref()
-        .is_some_and(|flow| is_repeated(packet, flow) && flow.path == PATH_RESUME && flow.flags & FLAG_RETRIED != 0);
+        .is_some_and(|flow| is_repeated(packet, flow) && flow.path != PATH_HELLO && flow.flags & FLAG_RETRIED != 0);
     let flags = if again { RESUME_AGAIN } else { 0 };
     let option = sealed(&session.key_out, RESUME, flags, info.handle, session.peer_index, &transcript);
     depart(packet, pu, info, existing, index, &option, None)
@@ -231,8 +234,12 @@ fn depart(
                 && flow.path == PATH_HELLO
                 && path == PATH_HELLO
                 && flow.flags & (FLAG_RETRIED | FLAG_CHALLENGED) == 0;
+            // What becomes a RESUME with this SYN has not been tried as one.
+            let beside = flow.state == SYN_SENT && flow.path == path && flow.packets_out == OUT_OF_BAND - 1;
             if flow.state == SYN_SENT {
-                flow.path = path;
+                if path == PATH_HELLO || flow.path != PATH_OUT_OF_BAND {
+                    flow.path = path;
+                }
                 flow.session = session;
                 flow.flags &= !FLAG_CHALLENGED;
             }
@@ -240,13 +247,21 @@ fn depart(
             if silent && flow.packets_out == UNANSWERED {
                 unanswered(packet, flow);
             }
+            if beside {
+                contact_out_of_band(packet, pu);
+            }
         }
-        None => enter(packet.key, |flow| {
-            start(packet, flow, pu, info);
-            flow.state = SYN_SENT;
-            flow.path = path;
-            flow.session = session;
-        })?,
+        None => {
+            enter(packet.key, |flow| {
+                start(packet, flow, pu, info);
+                flow.state = SYN_SENT;
+                flow.path = path;
+                flow.session = session;
+            })?;
+            if path == PATH_HELLO && is_refused_in_band(packet) {
+                contact_out_of_band(packet, pu);
+            }
+        }
     }
     let mut header = packet.tcp.header;
     if header > 40 {
@@ -255,6 +270,28 @@ fn depart(
     attach(packet.ctx, packet.ip, header, option, credential)?;
     count_handshake(option.packet_type(), false);
     Ok(())
+}
+
+/// Whether a first contact to this address is known not to be answered in band.
+#[inline(always)]
+fn is_refused_in_band(packet: &Packet) -> bool {
+    if packet.config.fallback_port() == 0 {
+        return false;
+    }
+    // SAFETY: read-only value of a scalar.
+    unsafe { FALLBACK_PATHS.get(packet.ip.dst) }.is_some_and(|until| *until > coarse_now())
+}
+
+/// Shows the agent the SYN, which goes on by itself: whichever contact is answered first is the one that counts.
+#[inline(never)]
+fn contact_out_of_band(packet: &Packet, pu: u32) {
+    if packet.config.fallback_port() == 0 || ifindex(packet.ctx) == LOOPBACK {
+        return;
+    }
+    let at_pu_interface = packet.source == Source::Interface;
+    let what = Hold { kind: HELD_UNANSWERED, pu, subject: 0, object: 0, at_pu_interface };
+    // Without the agent nothing is lost but this.
+    let _ = hold(packet.ctx, packet.key, &what);
 }
 
 /// Said once for each attempt: paths on which a SYN with data is lost look like this, and like peers that are down.

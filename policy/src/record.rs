@@ -56,7 +56,7 @@ pub struct FlowRecord {
     /// The verdict there would be, where it differs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<ObservedVerdict>,
-    /// `hello`, `resume`, `external` or `none`.
+    /// `hello`, `resume`, `external`, `out_of_band` or `none`.
     #[serde(default)]
     pub path: String,
     /// Connections counted for the first time.

@@ -50,7 +50,7 @@ pub struct Record {
     pub observed_rule: String,
     /// A drop reason, or `allowed`.
     pub reason: String,
-    /// `hello`, `resume`, `external` or `none`.
+    /// `hello`, `resume`, `external`, `out_of_band` or `none`.
     pub path: String,
     /// Whether the reason is the other end's, told by its DENY.
     pub peer_reason: bool,

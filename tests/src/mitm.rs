@@ -61,6 +61,8 @@ pub struct Mitm {
 struct Mind {
     script: Script,
     seen: Vec<Sighting>,
+    datagrams: Vec<(Way, Vec<u8>)>,
+    deaf: Option<u16>,
 }
 
 impl fmt::Debug for Mitm {
@@ -81,7 +83,12 @@ impl Host {
         ))?;
         let cables = switch.enter(|| Ok([cable(&format!("p-{name}"))?, cable(&format!("w-{name}"))?]))?;
         let cables = Arc::new(cables);
-        let mind = Arc::new(Mutex::new(Mind { script: Box::new(|_, _| Fate::Forward), seen: Vec::new() }));
+        let mind = Arc::new(Mutex::new(Mind {
+            script: Box::new(|_, _| Fate::Forward),
+            seen: Vec::new(),
+            datagrams: Vec::new(),
+            deaf: None,
+        }));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = {
             let (cables, mind, stop) = (cables.clone(), mind.clone(), stop.clone());
@@ -92,10 +99,11 @@ impl Host {
 }
 
 impl Mitm {
-    /// From now on `script` decides about every TCP segment; what was seen so far is forgotten. Other frames pass.
+    /// From now on `script` decides about every TCP segment; what was seen so far is forgotten. Other frames pass, but for what
+    /// [`Self::block_udp`] says.
     pub fn play(&self, script: impl FnMut(Way, &mut Segment) -> Fate + Send + 'static) {
         let mut mind = self.mind.lock().unwrap_or_else(PoisonError::into_inner);
-        *mind = Mind { script: Box::new(script), seen: Vec::new() };
+        *mind = Mind { script: Box::new(script), seen: Vec::new(), datagrams: Vec::new(), ..*mind };
     }
 
     /// As [`Self::play`], but what was seen stays.
@@ -108,11 +116,28 @@ impl Mitm {
         self.mind.lock().unwrap_or_else(PoisonError::into_inner).seen.clone()
     }
 
+    /// From now on no UDP datagram from or to this port passes.
+    pub fn block_udp(&self, port: u16) {
+        self.mind.lock().unwrap_or_else(PoisonError::into_inner).deaf = Some(port);
+    }
+
+    /// The frame of every UDP datagram from or to this port seen since the present script began, in order, whether or not it
+    /// passed.
+    pub fn datagrams(&self, port: u16) -> Vec<(Way, Vec<u8>)> {
+        let mind = self.mind.lock().unwrap_or_else(PoisonError::into_inner);
+        mind.datagrams.iter().filter(|(_, frame)| is_udp(frame, port)).cloned().collect()
+    }
+
+    /// Sends a frame of his own making; it is not among what was seen.
+    pub fn send(&self, way: Way, frame: &[u8]) -> Result<()> {
+        let cable = &self.cables[usize::from(way == Way::FromHost)];
+        send(cable.as_raw_fd(), frame, MsgFlags::empty()).context("the man in the middle cannot send")?;
+        Ok(())
+    }
+
     /// Sends a segment of his own making; it is not among what was seen.
     pub fn inject(&self, way: Way, segment: &Segment) -> Result<()> {
-        let cable = &self.cables[usize::from(way == Way::FromHost)];
-        send(cable.as_raw_fd(), &segment.to_frame(), MsgFlags::empty()).context("the man in the middle cannot send")?;
-        Ok(())
+        self.send(way, &segment.to_frame())
     }
 }
 
@@ -146,14 +171,28 @@ fn carry(cables: &[OwnedFd; 2], mind: &Mutex<Mind>, stop: &AtomicBool) {
 }
 
 fn decide(frame: &[u8], way: Way, mind: &Mutex<Mind>) -> Option<Vec<u8>> {
-    let Some(original) = Segment::parse(frame) else { return Some(frame.to_vec()) };
     let mut mind = mind.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(original) = Segment::parse(frame) else {
+        mind.datagrams.push((way, frame.to_vec()));
+        return (!mind.deaf.is_some_and(|port| is_udp(frame, port))).then(|| frame.to_vec());
+    };
     let mut segment = original.clone();
     let fate = (mind.script)(way, &mut segment);
     let forwarded = (fate == Fate::Forward).then_some(segment);
     let frame = forwarded.as_ref().map(Segment::to_frame);
     mind.seen.push(Sighting { way, original, forwarded });
     frame
+}
+
+/// Whether this is a UDP datagram, right behind its IP header, from or to this port.
+fn is_udp(frame: &[u8], port: u16) -> bool {
+    const UDP: u8 = 17;
+    let at = match frame.get(12..14) {
+        Some([0x08, 0x00]) if frame.get(23) == Some(&UDP) => 34,
+        Some([0x86, 0xdd]) if frame.get(20) == Some(&UDP) => 54,
+        _ => return false,
+    };
+    frame.get(at..at + 4).is_some_and(|ports| ports[..2] == port.to_be_bytes() || ports[2..] == port.to_be_bytes())
 }
 
 /// A packet socket on an interface, which does not hear what it says itself.

@@ -1,5 +1,8 @@
 //! Middleboxes that mean no harm and get in the way all the same: what they do to a connection is told by its reason, at the end that can know.
 
+#[path = "middleboxes/out_of_band.rs"]
+mod out_of_band;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -19,7 +22,12 @@ struct Stage {
 
 impl Stage {
     fn new(name: &str) -> Result<Self> {
-        let pair = Pair::new(name)?;
+        Self::with_each(name, "", "")
+    }
+
+    /// With overrides for the client's and for the server's enforcer.
+    fn with_each(name: &str, at_client: &str, at_server: &str) -> Result<Self> {
+        let pair = Pair::with_each(name, at_client, at_server)?;
         let server = pair.server.serve(&["--listen", &format!("[::]:{PORT}")])?;
         let middlebox = pair.a.man_in_the_middle()?;
         Ok(Self { pair, middlebox, _server: server })
@@ -27,15 +35,24 @@ impl Stage {
 
     /// One attempt over each family, at once, and what either end counted meanwhile beside what was allowed.
     fn attempts(&self, patience: &str) -> Result<([Attempt; 2], [Counters; 2])> {
-        let hosts = [&self.pair.a, &self.pair.b];
-        let before = [hosts[0].counters()?, hosts[1].counters()?];
+        let before = self.counters()?;
         let [v4, v6] = self.pair.addresses(PORT);
         let call = |to: &str| self.pair.client.connect(to, &["--payload", "ping", "--timeout", patience]);
         let made = std::thread::scope(|scope| {
             let other = scope.spawn(|| call(&v6));
             Ok::<_, anyhow::Error>([call(&v4)?, other.join().map_err(|_| anyhow::anyhow!("a panic"))??])
         })?;
-        Ok((made, [&hosts[0].counters()? - &before[0], &hosts[1].counters()? - &before[1]]))
+        Ok((made, self.since(&before)?))
+    }
+
+    /// What the client's and the server's host have counted.
+    fn counters(&self) -> Result<[Counters; 2]> {
+        Ok([self.pair.a.counters()?, self.pair.b.counters()?])
+    }
+
+    fn since(&self, before: &[Counters; 2]) -> Result<[Counters; 2]> {
+        let now = self.counters()?;
+        Ok([&now[0] - &before[0], &now[1] - &before[1]])
     }
 
     /// Without the middlebox, the same connections are made.

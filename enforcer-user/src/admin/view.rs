@@ -254,7 +254,7 @@ pub struct FlowView {
     /// Namespace of the observed rule, or empty.
     #[serde(default)]
     pub observed_rule_namespace: String,
-    /// `hello`, `resume`, `external` or `none`.
+    /// `hello`, `resume`, `external`, `out_of_band` or `none`.
     pub path: String,
     /// Why it was cut; `allowed` while it lives.
     pub reason: String,
@@ -318,7 +318,7 @@ pub struct RecordView {
     /// The reason for which observe mode alone let it through, or empty.
     #[serde(default)]
     pub observed_reason: String,
-    /// `hello`, `resume`, `external` or `none`.
+    /// `hello`, `resume`, `external`, `out_of_band` or `none`.
     pub path: String,
     /// The peer gave the reason.
     pub peer_reason: bool,

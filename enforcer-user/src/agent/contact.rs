@@ -7,13 +7,13 @@ use common::{
     drop_reason::Reason,
     event::{
         self, EVENT_DENY, Event, HELD_ANSWER, HELD_DATAGRAM_HELLO, HELD_HELLO, HELD_HELLO_REPLY, HELD_INCOMING,
-        HELD_JUDGE, HELD_OUTGOING, HELD_QUESTION, HELD_UPDATE, Held,
+        HELD_JUDGE, HELD_OUTGOING, HELD_QUESTION, HELD_UNANSWERED, HELD_UPDATE, Held,
     },
-    flow::{CLIENT, CUT, ESTABLISHED, FLAG_LOG, Flow, PATH_HELLO, SERVER, SYN_RECEIVED, SYN_SENT},
+    flow::{CLIENT, CUT, ESTABLISHED, FLAG_LOG, Flow, FlowKey, PATH_HELLO, SERVER, SYN_RECEIVED, SYN_SENT},
     identity::{PeerAddr, SessionPu},
 };
 
-use super::{Shared, clock, datagrams, learn, state::State, updates, waiting};
+use super::{Shared, clock, datagrams, fallback, learn, state::State, updates, waiting};
 use crate::{
     handshake::{Frame, HandshakeError, LocalPu, Session, build, initiator, responder},
     identity::VerifiedCredential,
@@ -67,6 +67,9 @@ pub(super) fn decide(shared: &Shared, metrics: &Metrics, held: &Held) {
             return;
         }
     };
+    if held.kind == HELD_UNANSWERED {
+        return fallback::unanswered(shared, held, &frame);
+    }
     let (kind, result) = match held.kind {
         HELD_HELLO => (HandshakeKind::Hello, hello(shared, held, &frame)),
         HELD_HELLO_REPLY => (HandshakeKind::HelloReply, hello_reply(shared, held, &frame)),
@@ -176,7 +179,7 @@ fn hello_reply(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Re
         };
         let reply = reply.map_err(refused)?;
         let identity = meet(state, &reply.peer, &reply.session)?;
-        remember_route(shared, state, held, &reply.session)?;
+        remember_route(shared, state, held.pu, &held.key, &reply.session)?;
         (local, reply, identity)
     };
     settle_pair(shared, local.identity, identity, identity, reply.session.index)?;
@@ -209,6 +212,9 @@ fn hello_reply(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Re
             ..present
         };
         shared.maps.flows.replace(&held.key, &flow).map_err(internal)?;
+        if present.path == PATH_HELLO {
+            fallback::passes_in_band(shared, &held.key);
+        }
     }
     drop(guard);
     deliver(shared, held, &build::strip(frame), INJECT_TRUSTED, 0)
@@ -238,15 +244,21 @@ pub(super) fn meet(state: &mut State, peer: &VerifiedCredential, session: &Sessi
 }
 
 /// The next connection to this address resumes the session.
-pub(super) fn remember_route(shared: &Shared, state: &State, held: &Held, session: &Session) -> Result<(), Refusal> {
-    let Some(pu) = state.pus.get(&held.pu) else { return Err(Reason::NoCredential.into()) };
+pub(super) fn remember_route(
+    shared: &Shared,
+    state: &State,
+    pu: u32,
+    key: &FlowKey,
+    session: &Session,
+) -> Result<(), Refusal> {
+    let Some(pu) = state.pus.get(&pu) else { return Err(Reason::NoCredential.into()) };
     let until = pu.credential.as_ref().map_or(0, |signed| clock::monotonic(signed.expires()));
     let known = SessionPu { session: session.index, handle: pu.handle, pad: 0 };
     if let Err(error) = shared.maps.known_to_peer.insert(&known, &until) {
         tracing::warn!(%error, "the next connection will be a first contact again");
     }
-    for port in [held.key.remote_port, 0] {
-        let at = PeerAddr { addr: held.key.remote, port, pad: 0 };
+    for port in [key.remote_port, 0] {
+        let at = PeerAddr { addr: key.remote, port, pad: 0 };
         shared.maps.peer_addrs.insert(&at, &session.index).map_err(internal)?;
     }
     Ok(())

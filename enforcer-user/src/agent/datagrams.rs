@@ -21,6 +21,7 @@ use common::{
 use super::{
     Shared, clock,
     contact::{self, Refusal, internal},
+    fallback::{self, Count},
 };
 use crate::{
     dns::{Conn, Part, Parts},
@@ -38,7 +39,10 @@ const BYTES: usize = 256 * 1024;
 const PEERS: usize = 1024;
 
 /// After which times HELLO is sent again; after the last, nobody is there.
-const PATIENCE: [Duration; 3] = [Duration::from_millis(300), Duration::from_millis(700), Duration::from_millis(1500)];
+pub(super) const PATIENCE: [Duration; 3] =
+    [Duration::from_millis(300), Duration::from_millis(700), Duration::from_millis(1500)];
+
+const TCP: u8 = libc::IPPROTO_TCP as u8;
 
 /// Interface index of the loopback device in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -271,6 +275,10 @@ fn hello(shared: &Shared, held: &Held, frame: &Datagram<'_>) -> Result<(), Refus
         Refusal::from(error.reason())
     };
     let hello = datagram::authenticate(&mut shared.verifier(), frame, now).map_err(refused)?;
+    if held.key.proto == TCP {
+        shared.fallback.count(Count::Received);
+        tracing::debug!(peer = %hello.peer.enforcer().name(), "a first contact came out of band");
+    }
     if held.ifindex == LOOPBACK {
         return met_here(shared, held, hello.peer.profile().handle);
     }
@@ -332,6 +340,9 @@ fn met_here(shared: &Shared, held: &Held, client: u16) -> Result<(), Refusal> {
 fn answer(shared: &Shared, held: &Held, frame: &Datagram<'_>) -> Result<(), Refusal> {
     let (trailer, _) = frame.trailer().ok_or(Refusal::from(Reason::HelloMalformed))?;
     let fields = trailer.fields();
+    if let Some(result) = fallback::answered(shared, held, frame, &trailer) {
+        return result;
+    }
     match fields.packet_type {
         HELLO_REPLY => hello_reply(shared, held, frame),
         RETRY => retry(shared, held, frame),
@@ -367,7 +378,7 @@ fn hello_reply(shared: &Shared, held: &Held, frame: &Datagram<'_>) -> Result<(),
         let local = LocalPu { handle: flow.local_handle, ..contact::local_pu(state, held.pu)? };
         let (peer, session) = shown.authenticate(&mut state.handshake(), local, number, now).map_err(refused)?;
         let identity = contact::meet(state, &peer, &session)?;
-        contact::remember_route(shared, state, held, &session)?;
+        contact::remember_route(shared, state, held.pu, &held.key, &session)?;
         (local, session.index, identity, SessionPu { session: session.index, handle: peer.profile().handle, pad: 0 })
     };
     contact::settle_pair(shared, local.identity, identity, identity, session)?;

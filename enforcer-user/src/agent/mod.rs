@@ -10,6 +10,7 @@ mod boot;
 mod clock;
 mod contact;
 mod datagrams;
+mod fallback;
 mod hand_over;
 mod host_pu;
 mod last_good;
@@ -92,6 +93,7 @@ pub(crate) struct Shared {
     kernel: Mutex<Kernel>,
     waiting: Waiting,
     datagrams: datagrams::Waiting,
+    fallback: fallback::Fallback,
     trial: Trial,
     hand_over: HandOver,
     // Weak, because it has the agent behind it.
@@ -221,6 +223,7 @@ fn run_until_told(shared: &Arc<Shared>, policy_seen: upkeep::PolicyStamp) -> any
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let metrics = Arc::new(Metrics::new(Arc::new(admin::Stats(shared.clone())))?);
     metrics.register(shared.facts.board().collector())?;
+    metrics.register(shared.fallback.collector())?;
     if let Some(verdicts) = shared.log.verdicts() {
         metrics.register(verdicts.collector())?;
     }
@@ -301,6 +304,7 @@ fn start(config: Config, hardening: Hardening, ready: Arc<AtomicBool>, begin: St
     let verdicts = RuleVerdicts::new(config.metrics.rule_series, names.clone())?;
     observe::announce(&state);
     let hardening = Arc::new(hardening);
+    let fallback_port = config.fallback_port();
     let shared = Arc::new(Shared {
         log: FlowLog::new(names.clone()).with_recorder(recorder).with_verdicts(verdicts),
         facts: Facts::new(&config, &hardening)?,
@@ -313,6 +317,7 @@ fn start(config: Config, hardening: Hardening, ready: Arc<AtomicBool>, begin: St
         verifier: Mutex::new(verifier),
         waiting: Waiting::default(),
         datagrams: datagrams::Waiting::default(),
+        fallback: fallback::Fallback::new(fallback_port)?,
         trial: Trial::new(trial),
         hand_over: HandOver::default(),
         pipeline: OnceLock::new(),

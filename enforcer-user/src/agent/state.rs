@@ -414,6 +414,7 @@ pub(super) fn configure_datapath(config: &Config, writer: &mut ConfigWriter) -> 
     if !config.workload.is_empty() || config.engines() > 0 {
         flags |= abi::CONFIG_WATCHES;
     }
+    flags |= u32::from(config.fallback_port().unwrap_or(0)) << abi::CONFIG_FALLBACK_SHIFT;
     let namespace = crate::sys::netns_cookie().context("the cookie of this network namespace")?;
     let timeout = config.datapath.agent_timeout.as_nanos() as u64;
     writer.update(|entry| {

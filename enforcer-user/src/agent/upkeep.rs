@@ -17,7 +17,7 @@ use common::{
     identity::SessionPu,
 };
 
-use super::{Shared, clock, datagrams, learn, names::Live, policy, pus, unsorted, updates, waiting};
+use super::{Shared, clock, datagrams, fallback, learn, names::Live, policy, pus, unsorted, updates, waiting};
 use crate::{
     link_net::Change,
     load::Considered,
@@ -90,6 +90,7 @@ pub(super) fn start(
         updates::tick(&changing);
         waiting::expire(&changing);
         datagrams::tick(&changing);
+        fallback::tick(&changing);
     };
     thread("changes", patience, TICK, Box::new(changes))?;
     let (sorting, mut noted) = (shared.clone(), 0);

@@ -19,7 +19,7 @@ use common::{
 use super::{
     Shared,
     contact::{Refusal, internal, refuse},
-    unsorted,
+    fallback, unsorted,
 };
 use crate::{
     handshake::{Frame, build},
@@ -182,5 +182,8 @@ fn open(shared: &Shared, held: &Held, frame: &Frame<'_>) -> Result<(), Refusal> 
         return Ok(());
     }
     shared.maps.flows.insert(&held.key, &flow).map_err(internal)?;
+    if flow.path == PATH_HELLO {
+        fallback::opened(shared, held, frame);
+    }
     shared.tap.inject(&bytes, held.ifindex, 0, 0).map_err(internal)
 }

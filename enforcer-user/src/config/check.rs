@@ -101,6 +101,7 @@ fn datapath(config: &Config) -> Result<(), Problem> {
     ensure((1..=HELLOS_MAX).contains(&datapath.hello_burst), "datapath.hello_burst", || {
         format!("must be between 1 and {HELLOS_MAX}")
     })?;
+    ensure(datapath.fallback_port != 0, "datapath.fallback_port", || "must be between 1 and 65535".into())?;
     for (key, bytes) in [
         ("datapath.handshake_ring_bytes", datapath.handshake_ring_bytes),
         ("datapath.telemetry_ring_bytes", datapath.telemetry_ring_bytes),

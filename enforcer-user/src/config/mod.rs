@@ -157,11 +157,26 @@ pub struct Datapath {
     pub hello_burst: u32,
     /// First contacts a second above which peers must prove their address first; 0 for never.
     pub hello_load: u32,
+    /// Where first contacts go that a path refuses in band.
+    pub fallback: Fallback,
+    /// UDP port they go to, and are taken at.
+    pub fallback_port: u16,
     /// After how long without a sign of life of the agent first contacts are refused.
     #[serde(with = "humantime_serde")]
     pub agent_timeout: Duration,
     /// Name of the TAP device through which verified packets go back into the kernel.
     pub tap: String,
+}
+
+/// `datapath.fallback`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fallback {
+    /// Nowhere; nor are any taken.
+    #[default]
+    Off,
+    /// Over UDP to the peer's enforcer.
+    Udp,
 }
 
 /// `datapath.xdp`
@@ -311,6 +326,8 @@ impl Default for Datapath {
             hello_budget: 1_000,
             hello_burst: 2_000,
             hello_load: 2_000,
+            fallback: Fallback::default(),
+            fallback_port: 23_124,
             agent_timeout: Duration::from_secs(2),
             tap: "enforcer0".into(),
         }
@@ -359,6 +376,11 @@ impl Config {
         })?;
         check::check(&config).map_err(|(key, problem)| ConfigError::value(file, source, &key, problem))?;
         Ok(config)
+    }
+
+    /// The UDP port of out-of-band first contacts, if there are any.
+    pub fn fallback_port(&self) -> Option<u16> {
+        (self.datapath.fallback == Fallback::Udp).then_some(self.datapath.fallback_port)
     }
 
     /// The configured name, or the host's.

@@ -39,7 +39,8 @@ fn errors_name_file_line_column_and_key() {
         refused("name = 'x'\n\n[datapath]\n  max_flow = 1\n"),
         "/etc/e.toml:4:3: `datapath.max_flow`: unknown field `max_flow`, expected one of `interfaces`, `xdp`, `unmanaged`, \
          `strangers`, `max_flows`, `max_pairs`, `max_intervals`, `handshake_ring_bytes`, `telemetry_ring_bytes`, \
-         `hello_budget`, `hello_burst`, `hello_load`, `agent_timeout`, `tap`"
+         `hello_budget`, `hello_burst`, `hello_load`, `fallback`, \
+         `fallback_port`, `agent_timeout`, `tap`"
     );
     assert_eq!(
         refused("[identity]\nclock_skew = '30 parsecs'\n"),

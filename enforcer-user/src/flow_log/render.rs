@@ -235,6 +235,7 @@ pub(crate) fn path_name(path: u8) -> &'static str {
         flow::PATH_HELLO => "hello",
         flow::PATH_RESUME => "resume",
         flow::PATH_EXTERNAL => "external",
+        flow::PATH_OUT_OF_BAND => "out_of_band",
         _ => "none",
     }
 }

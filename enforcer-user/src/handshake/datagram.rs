@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use common::{
     Addr,
-    datagram::{COVERED, Fields, TRAILER_LEN, Trailer, mac},
+    datagram::{COOKIE, COVERED, Fields, OUT_OF_BAND, TRAILER_LEN, Trailer, WANTED_LEN, mac},
     drop_reason::Reason,
     flow::{CLIENT, Flow, FlowKey},
     is_v4,
-    wire::{CONFIRM, DENY, HELLO, HELLO_REPLY, OptionBytes, RESUME, RETRY},
+    wire::{CONFIRM, DENY, HELLO, HELLO_COOKIE, HELLO_REPLY, OptionBytes, RESUME, RETRY},
 };
 
 use super::{
-    FrameError, HandshakeError, LocalPu, Own, Session,
+    Frame, FrameError, HandshakeError, LocalPu, Own, Session,
     build::{fold, sum},
     frame::ETH_LEN,
     sessions::{IN_FLIGHT, same_mac},
@@ -261,6 +261,65 @@ fn finished(mut bytes: Vec<u8>, v6: bool, proto: u8, l4: usize) -> Vec<u8> {
     bytes
 }
 
+/// What an enforcer says over UDP, from the client's port `from` to the peer's enforcer at port `to`, for the connection that a
+/// SYN opens.
+#[derive(Clone, Copy, Debug)]
+pub struct OutOfBand<'a> {
+    /// The SYN, as the client's stack sent it.
+    pub syn: &'a Frame<'a>,
+    /// Source port.
+    pub from: u16,
+    /// Destination port.
+    pub to: u16,
+}
+
+impl OutOfBand<'_> {
+    /// HELLO for the SYN's PU, with any `number` to know the answer by, and what a CHALLENGE asked for.
+    pub fn hello(&self, credential: &PreparedCredential, handle: u16, number: u64, cookie: Option<u64>) -> Vec<u8> {
+        let fields = Fields {
+            packet_type: HELLO,
+            flags: OUT_OF_BAND | if cookie.is_some() { COOKIE } else { 0 },
+            handle,
+            len: WANTED_LEN as u16 + length(credential.bytes()),
+            index: credential.hash_index(),
+            time: number,
+            ..Fields::default()
+        };
+        let trailer = Trailer::new(&fields, cookie.unwrap_or(credential.hash_mac()));
+        self.with(&[&self.wanted(), credential.bytes(), &trailer.bytes()])
+    }
+
+    /// CONFIRM for the PU that goes by `handle`: its peer's credential has come, and `session` is open; at the clock `time`.
+    pub fn confirm(&self, session: &Session, handle: u16, peer_handle: u16, time: u64) -> Vec<u8> {
+        let fields = Fields {
+            packet_type: CONFIRM,
+            flags: OUT_OF_BAND,
+            handle,
+            peer_handle,
+            len: WANTED_LEN as u16,
+            index: session.peer_index,
+            sender_index: session.index,
+            time,
+        };
+        let wanted = self.wanted();
+        let mac = mac(&session.keys.outbound, &fields, UDP, &first_words(&wanted));
+        self.with(&[&wanted, &Trailer::new(&fields, mac).bytes()])
+    }
+
+    fn wanted(&self) -> [u8; WANTED_LEN] {
+        self.syn.destination_port().to_be_bytes()
+    }
+
+    fn with(&self, payload: &[&[u8]]) -> Vec<u8> {
+        let (v6, l4) = (self.syn.is_v6(), self.syn.tcp_offset());
+        let mut bytes = self.syn.bytes()[..l4].to_vec();
+        bytes[ETH_LEN + if v6 { 6 } else { 9 }] = UDP;
+        bytes.extend([self.from.to_be_bytes(), self.to.to_be_bytes(), [0; 2], [0; 2]].concat());
+        payload.iter().for_each(|part| bytes.extend(*part));
+        finished(bytes, v6, UDP, l4)
+    }
+}
+
 /// A client whose HELLO was found right. It may still be replaying.
 #[derive(Clone, Debug)]
 pub struct Hello {
@@ -287,10 +346,15 @@ pub struct Accept {
 pub fn authenticate(verifier: &mut Verifier, datagram: &Datagram<'_>, now: u64) -> Result<Hello, HandshakeError> {
     let (trailer, credential) = datagram.trailer().ok_or(HandshakeError::Unexpected("a trailer"))?;
     let fields = trailer.fields();
-    if fields.packet_type != HELLO || fields.flags != 0 {
-        return Err(HandshakeError::Unexpected("HELLO"));
-    }
-    let option = OptionBytes::new(HELLO, 0, fields.handle, fields.index, trailer.mac());
+    let (flags, credential) = match (fields.packet_type, fields.flags) {
+        (HELLO, 0) => (0, credential),
+        (HELLO, flags) if flags & !COOKIE == OUT_OF_BAND => {
+            let credential = credential.get(WANTED_LEN..).ok_or(HandshakeError::Unexpected("a port"))?;
+            (if flags & COOKIE != 0 { HELLO_COOKIE } else { 0 }, credential)
+        }
+        _ => return Err(HandshakeError::Unexpected("HELLO")),
+    };
+    let option = OptionBytes::new(HELLO, flags, fields.handle, fields.index, trailer.mac());
     Ok(Hello { peer: verifier.verify_hello(&option, credential, now)?, number: fields.time })
 }
 

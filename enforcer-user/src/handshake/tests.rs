@@ -13,6 +13,7 @@ use crate::identity::{
     credential::{HEADER_LEN, prepare},
     test_support::{NOW, SKEW, authority, enforcer, options, profile, verifier},
 };
+use datagram::Datagram;
 use frame::{ACK, SYN};
 
 /// A frame to be made.
@@ -492,4 +493,68 @@ fn full_tables_have_their_own_reason() {
     assert_eq!(reason(b.on_syn(&a.syn(1))), Reason::Allowed);
     assert_eq!(reason(b.on_syn(&c.syn(1))), Reason::TableFull);
     assert_eq!(reason(b.on_syn(&a.syn(2))), Reason::Allowed);
+}
+
+#[test]
+fn two_enforcers_meet_out_of_band() {
+    const SYN_OPTIONS: [u8; 4] = [2, 4, 5, 180];
+    for (v6, cookie) in [(false, None), (true, None), (false, Some(77)), (true, Some(78))] {
+        let (mut a, mut b) = machines();
+        let syn = Tcp { v6, flags: SYN, seq: 9, before_option: SYN_OPTIONS.into(), ..Tcp::default() }.bytes();
+        let syn = Frame::parse(&syn).unwrap();
+        let beside = datagram::OutOfBand { syn: &syn, from: 40_000, to: 9753 };
+        let hello = beside.hello(&a.credential, a.local.handle, 5, cookie);
+        assert!(hello.len() <= 14 + 1280, "{} bytes", hello.len());
+        let asked = Datagram::parse(&hello).unwrap();
+        let (trailer, before) = asked.trailer().unwrap();
+        assert_eq!(before[..2], 80_u16.to_be_bytes(), "the port that is wanted");
+        assert_eq!(trailer.mac(), cookie.unwrap_or(a.credential.hash_mac()));
+        let accept = {
+            let mut own = Own { id: b.own.id(), prekeys: &mut b.prekeys, sessions: &mut b.sessions };
+            let hello = datagram::authenticate(&mut b.verifier, &asked, NOW).unwrap();
+            hello.accept(&mut own, b.local, NOW).unwrap()
+        };
+        assert_eq!(accept.peer.enforcer(), a.own.id());
+        let reply = asked.hello_reply(&accept, &b.credential, b.credential.hash());
+        let reply = Datagram::parse(&reply).unwrap();
+        let (peer, session) = {
+            let mut own = Own { id: a.own.id(), prekeys: &mut a.prekeys, sessions: &mut a.sessions };
+            let shown = datagram::verify(&mut a.verifier, &reply, NOW).unwrap();
+            assert_eq!(reason(shown.clone().authenticate(&mut own, a.local, 6, NOW)), Reason::ReplyMac);
+            shown.authenticate(&mut own, a.local, 5, NOW).unwrap()
+        };
+        assert_eq!((peer.enforcer(), session.peer_index), (b.own.id(), accept.session.index));
+        let confirm = beside.confirm(&session, a.local.handle, b.local.handle, 11);
+        let (trailer, wanted) = Datagram::parse(&confirm).unwrap().trailer().unwrap();
+        let fields = trailer.fields();
+        assert_eq!((fields.index, fields.sender_index, wanted), (accept.session.index, session.index, &[0, 80][..]));
+        let covered = [u64::from(u16::from_le_bytes([0, 80])), 0, 0, 0];
+        let expected = common::datagram::mac(&accept.session.keys.inbound, &fields, 17, &covered);
+        assert_eq!(trailer.mac(), expected, "the server's kernel takes it");
+    }
+}
+
+#[test]
+fn an_out_of_band_hello_is_what_its_flags_say() {
+    use common::datagram::{COOKIE, OUT_OF_BAND};
+    let (a, mut b) = machines();
+    let syn = Tcp { flags: SYN, ..Tcp::default() }.bytes();
+    let syn = Frame::parse(&syn).unwrap();
+    let beside = datagram::OutOfBand { syn: &syn, from: 40_000, to: 9753 };
+    let hello = beside.hello(&a.credential, a.local.handle, 5, None);
+    let flags = hello.len() - common::datagram::TRAILER_LEN + 1;
+    for (value, expected) in [
+        (OUT_OF_BAND, Reason::Allowed),
+        // The MAC is no part of the hash then, and the cookie for the kernel to look at.
+        (OUT_OF_BAND | COOKIE, Reason::Allowed),
+        // The port would be a part of the credential.
+        (0, Reason::HelloTampered),
+        (COOKIE, Reason::HelloMalformed),
+        (OUT_OF_BAND | 8, Reason::HelloMalformed),
+    ] {
+        let mut hello = hello.clone();
+        hello[flags] = value;
+        let result = datagram::authenticate(&mut b.verifier, &Datagram::parse(&hello).unwrap(), NOW);
+        assert_eq!(reason(result), expected, "flags {value}");
+    }
 }

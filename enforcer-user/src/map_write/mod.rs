@@ -20,6 +20,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use common::Addr;
 use common::datagram::DatagramPeer;
 use common::flow::{Flow, FlowKey};
 use common::host::Host;
@@ -161,6 +162,8 @@ pub struct Maps {
     pub sessions: Table<u32, Session>,
     /// Where a session's enforcer was met.
     pub peer_addrs: Table<PeerAddr, u32>,
+    /// Addresses to which first contacts go out of band at once, until when.
+    pub fallback_paths: Table<Addr, u64>,
     /// Verified PUs of peers.
     pub peer_pus: Table<SessionPu, PeerPu>,
     /// Own PUs that a peer knows, until when.
@@ -207,6 +210,7 @@ impl Maps {
             pu_sockets: Sockets::open(directory)?,
             sessions: Table::open(directory, "SESSIONS")?,
             peer_addrs: Table::open(directory, "PEER_ADDRS")?,
+            fallback_paths: Table::open(directory, "FALLBACK_PATHS")?,
             peer_pus: Table::open(directory, "PEER_PUS")?,
             known_to_peer: Table::open(directory, "KNOWN_TO_PEER")?,
             hello_sources: Table::open(directory, "HELLO_SOURCES")?,
@@ -247,6 +251,7 @@ impl Maps {
             self.pu_listeners.fill()?,
             self.sessions.fill()?,
             self.peer_addrs.fill()?,
+            self.fallback_paths.fill()?,
             self.peer_pus.fill()?,
             self.known_to_peer.fill()?,
             self.hello_sources.fill()?,

@@ -3,8 +3,8 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use common::datagram::{Fields, Trailer};
-use common::wire::{CONFIRM, DENY, HELLO, HELLO_REPLY, OptionBytes, RESUME, RETRY};
+use common::datagram::{COOKIE, Fields, OUT_OF_BAND, Trailer};
+use common::wire::{CHALLENGE, CONFIRM, DENY, HELLO, HELLO_REPLY, OptionBytes, RESUME, RETRY};
 use enforcer_user::identity::ca::{Authority, IssueOptions};
 use enforcer_user::identity::credential::prepare;
 use enforcer_user::identity::{EnforcerId, OwnIdentity, PublicPrekey, Tags, TrustProfile};
@@ -135,6 +135,14 @@ pub fn datagrams() -> Vec<Vec<u8>> {
                 let trailer = if kind == 0 { Vec::new() } else { Trailer::new(&fields, 9).bytes().to_vec() };
                 datagrams.push(datagram(v6, proto, &[before, &trailer].concat()));
             }
+        }
+        let wanted = [&443_u16.to_be_bytes()[..], &ISSUED.credential].concat();
+        for (packet_type, flags, before) in
+            [(HELLO, 0, &wanted[..]), (HELLO, COOKIE, &wanted), (CONFIRM, 0, &wanted[..2]), (CHALLENGE, 0, &[])]
+        {
+            let flags = if packet_type == CHALLENGE { 0 } else { OUT_OF_BAND | flags };
+            let fields = Fields { packet_type, flags, len: before.len() as u16, ..Fields::default() };
+            datagrams.push(datagram(v6, 17, &[before, &Trailer::new(&fields, 9).bytes()].concat()));
         }
     }
     datagrams

@@ -65,6 +65,11 @@ pub fn datagram(bytes: &[u8]) -> bool {
     let denied = datagram.deny(common::drop_reason::Reason::NoRule, 7);
     let denied = datagram::Datagram::parse(&denied).expect("a DENY is a datagram");
     assert!(denied.trailer().is_some_and(|(trailer, before)| trailer.fields().time == 7 && before.is_empty()));
+    if with_verifier(|verifier| datagram::authenticate(verifier, &datagram, NOW)).is_ok() {
+        let (trailer, before) = datagram.trailer().expect("a HELLO has one");
+        assert!(before.ends_with(&seeds::credentials()[0]), "of the only one there is");
+        assert_eq!(trailer.packet_type(), common::wire::HELLO);
+    }
     assert!(!datagram.is_given_back(&common::flow::Flow::default(), &common::identity::Session::default()));
     true
 }

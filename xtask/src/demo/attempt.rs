@@ -42,7 +42,7 @@ pub struct Row {
     pub client_reason: String,
     /// The reason at the server's end.
     pub server_reason: String,
-    /// `hello`, `resume`, `external` or `none`.
+    /// `hello`, `resume`, `external`, `out_of_band` or `none`.
     pub path: String,
     /// Microseconds the application waited for connect(2).
     pub micros: u64,
