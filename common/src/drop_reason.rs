@@ -49,7 +49,7 @@ reasons! {
     ReplyMac = 20, "reply_mac", "The answer's MAC is wrong or belongs to another connection.", "Look for forged or replayed packets, or for a middlebox that rewrites sequence numbers.";
     ConfirmMac = 21, "confirm_mac", "The confirmation's MAC is wrong or belongs to another connection.", "Look for forged or replayed packets, or for a middlebox that rewrites sequence numbers.";
     Unconfirmed = 22, "unconfirmed", "A segment came before the connection was confirmed.", "Nothing if rare (reordering): TCP sends it again.";
-    NoFlow = 23, "no_flow", "A segment belongs to no authenticated connection.", "Nothing if rare (late segments); connections older than their PU must be opened again.";
+    NoFlow = 23, "no_flow", "A segment, or what an error of ICMP quotes, belongs to no authenticated connection.", "Nothing if rare (late segments); connections older than their PU must be opened again.";
     ForgedByPu = 24, "forged_by_pu", "A PU tried to write identity itself.", "Look at that PU: it holds CAP_NET_RAW and forges packets.";
     IdentityMissing = 25, "identity_missing", "A packet of a known peer that must carry identity carries none.", "Look for a middlebox that removes TCP options, or for an attack.";
     OptionSpace = 26, "option_space", "The TCP header has no room left for identity.", "Switch off the option that takes the room (MD5, AO).";

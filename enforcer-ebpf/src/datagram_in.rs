@@ -22,6 +22,7 @@ use crate::{
     datagram_rewrite::{retype, strip_bare, trim, turn, unreachable},
     emit::{At, Hold, Parties, config, count_handshake, count_reason, flow_event, hold, now, refused},
     flow_table::{Lookup, begins, coarse_now, enter, find, started},
+    icmp_errors,
     inbound_open::peer_pu,
     judge::{judge, rejudge},
     maps::{DATAGRAM_PEERS, SESSIONS},
@@ -36,6 +37,9 @@ use crate::{
 pub fn received(ctx: &TcContext, source: Source) -> i32 {
     let (Some(config), Some(parsed)) = (config(), scratch(source)) else { return DROP };
     let packet = Datagram { ctx, config, source, ip: &parsed.ip, key: &parsed.key };
+    if icmp_errors::is_one(packet.ip, (packet.key.remote_port, packet.key.local_port)) {
+        return icmp_errors::received(ctx, config, source, packet.ip);
+    }
     let mut found = Trailer::default();
     let identified = trailer(ctx, packet.ip, &mut found);
     let pu = match find(packet.key, source.interface(ctx)) {

@@ -30,6 +30,7 @@ use crate::{
     emit::{At, Parties, config, count, count_handshake, count_reason, now, refused},
     flow_table::{Lookup, coarse_now, enter, find, remove},
     hook_tc_egress::own,
+    icmp_errors,
     judge::{judge, rejudge},
     maps::{DATAGRAM_PEERS, FLOWS, HANDSHAKES, KNOWN_TO_PEER, NETWORKS, PACKET_SCRATCH, PEER_PUS, SESSIONS},
     other_protocols::{is_echo, judge_beside, ports, sent_first},
@@ -63,6 +64,9 @@ pub struct Datagram<'a> {
 pub fn sent(ctx: &TcContext, source: Source) -> i32 {
     let (Some(config), Some(parsed)) = (config(), scratch(source)) else { return DROP };
     let packet = Datagram { ctx, config, source, ip: &parsed.ip, key: &parsed.key };
+    if icmp_errors::is_one(packet.ip, (packet.key.local_port, packet.key.remote_port)) {
+        return icmp_errors::sent(ctx, source, packet.ip);
+    }
     let sender = source.sender(ctx);
     if ends_with_trailer(ctx, packet.ip) {
         cleared!(parties: Parties);

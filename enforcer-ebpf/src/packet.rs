@@ -139,7 +139,7 @@ fn read_address(bytes: &impl Bytes, offset: u32) -> Option<Addr> {
 
 /// Makes the headers readable if they may lie outside the linear part; whether anything was moved.
 #[inline(always)]
-fn pull(ctx: &TcContext) -> bool {
+pub fn pull(ctx: &TcContext) -> bool {
     let wanted = if ctx.len() < 128 { ctx.len() } else { 128 };
     // SAFETY: a helper call on our own context.
     ctx.data() + wanted as usize > ctx.data_end() && unsafe { bpf_skb_pull_data(ctx.skb.skb, wanted) } == 0
@@ -278,8 +278,14 @@ fn is_bare(ctx: &TcContext) -> bool {
 /// Parses a network header at the very start of a packet.
 #[inline(always)]
 pub fn network_header(ctx: &TcContext, found: &mut Ip) -> Result<(), Stop> {
-    let start: [u8; 2] = read(ctx, 0).ok_or(Stop::Malformed)?;
-    if start[0] >> 4 == 4 { ipv4(ctx, 0, found) } else { ipv6(ctx, 0, found) }
+    header_at(ctx, 0, found)
+}
+
+/// Parses a network header that begins at `start`.
+#[inline(always)]
+pub fn header_at(bytes: &impl Bytes, start: u32, found: &mut Ip) -> Result<(), Stop> {
+    let first: [u8; 2] = read(bytes, start).ok_or(Stop::Malformed)?;
+    if first[0] >> 4 == 4 { ipv4(bytes, start, found) } else { ipv6(bytes, start, found) }
 }
 
 /// Parses the network header.

@@ -1,5 +1,7 @@
 //! Datagrams between PUs: identity goes with the first of a flow, both ends judge, and nothing else reaches a PU.
 
+mod errors;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
