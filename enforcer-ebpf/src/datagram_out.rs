@@ -26,14 +26,14 @@ use crate::{
     attribute::{Source, UNMANAGED, ifindex, is_complete, pu_info},
     cleared::cleared,
     datagram::{HEADER, ends_with_trailer, sealed, udp_length},
-    datagram_rewrite::{attach, strip_bare, unreachable},
+    datagram_rewrite::{attach, drop_fragment_header, strip_bare, unreachable},
     emit::{At, Parties, config, count, count_handshake, count_reason, now, refused},
     flow_table::{Lookup, coarse_now, enter, find, remove},
     hook_tc_egress::own,
     icmp_errors,
     judge::{judge, rejudge},
     maps::{DATAGRAM_PEERS, FLOWS, HANDSHAKES, KNOWN_TO_PEER, NETWORKS, PACKET_SCRATCH, PEER_PUS, SESSIONS},
-    other_protocols::{is_echo, judge_beside, ports, sent_first},
+    other_protocols::{PASSED, first_of, is_echo, judge_beside, ports, sent_first},
     outbound::{DROP, PASS, scratch},
     outbound_open::LOOPBACK,
     packet::{Ip, Kind, Parsed, UDP, bounded, parse, raw, read},
@@ -63,6 +63,9 @@ pub struct Datagram<'a> {
 #[inline(always)]
 pub fn sent(ctx: &TcContext, source: Source) -> i32 {
     let (Some(config), Some(parsed)) = (config(), scratch(source)) else { return DROP };
+    if parsed.ip.later_fragment {
+        return later_fragment(ctx, config, source, parsed);
+    }
     let packet = Datagram { ctx, config, source, ip: &parsed.ip, key: &parsed.key };
     if icmp_errors::is_one(packet.ip, (packet.key.local_port, packet.key.remote_port)) {
         return icmp_errors::sent(ctx, source, packet.ip);
@@ -99,6 +102,28 @@ pub fn sent(ctx: &TcContext, source: Source) -> i32 {
         },
         verdict => verdict,
     }
+}
+
+/// A fragment whose first one the agent keeps, or kept: it waits with it, or goes on like it.
+#[inline(never)]
+fn later_fragment(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Parsed) -> i32 {
+    let pu = source.sender(ctx);
+    let ports = first_of(ctx, &parsed.ip, pu).unwrap_or_default();
+    parsed.ip.key_of_sender((ports >> 16) as u16, ports as u16, &mut parsed.key);
+    let packet = Datagram { ctx, config, source, ip: &parsed.ip, key: &parsed.key };
+    match find(packet.key, source.interface(ctx)) {
+        Lookup::Ours(flow) if flow.pu == pu && flow.state == SYN_SENT && flow.session == 0 => {
+            if hold(&packet, pu).is_ok() {
+                return taken();
+            }
+        }
+        Lookup::Ours(flow) if flow.pu == pu && flow.state != CUT => return PASS,
+        _ => {}
+    }
+    cleared!(parties: Parties);
+    parties.pu = pu;
+    refused(packet.key, parties, Reason::Fragment, At { role: CLIENT, inbound: false, by_peer: false });
+    DROP
 }
 
 /// `None`: as if there were no flow.
@@ -138,7 +163,7 @@ fn of_flow(packet: &Datagram, flow: &mut Flow) -> Option<i32> {
 #[inline(always)]
 fn note_first(packet: &Datagram) {
     if packet.ip.first_fragment {
-        sent_first(packet.ctx, packet.source, packet.ip);
+        sent_first(packet.ctx, packet.source, packet.ip, PASSED);
     }
 }
 
@@ -267,7 +292,7 @@ fn first_contact(packet: &Datagram, pu: u32, info: &Pu) -> i32 {
     parties.pu = pu;
     parties.local_identity = info.identity;
     match result {
-        Ok(()) => taken(),
+        Ok(()) => held(packet),
         Err(reason) => {
             remove(packet.key);
             refuse(packet, parties, reason, CLIENT)
@@ -279,13 +304,23 @@ fn first_contact(packet: &Datagram, pu: u32, info: &Pu) -> i32 {
 #[inline(never)]
 fn wait(packet: &Datagram, flow: &Flow) -> i32 {
     match hold(packet, flow.pu) {
-        Ok(()) => taken(),
+        Ok(()) => held(packet),
         Err(reason) => {
             let parties = Parties::of(flow);
             remove(packet.key);
             refuse(packet, &parties, reason, CLIENT)
         }
     }
+}
+
+/// The agent keeps it; later fragments are to wait with it.
+#[inline(always)]
+fn held(packet: &Datagram) -> i32 {
+    if packet.ip.first_fragment {
+        let ports = (packet.key.local_port as u32) << 16 | packet.key.remote_port as u32;
+        sent_first(packet.ctx, packet.source, packet.ip, ports);
+    }
+    taken()
 }
 
 /// Drops the packet, but not so that its sender takes it for an error.
@@ -474,6 +509,9 @@ fn strip(ctx: &TcContext, parsed: &mut Parsed) -> bool {
     }
     // SAFETY: the agent replaces sessions whole; a torn read only makes a MAC wrong.
     let Some(session) = (unsafe { SESSIONS.get(flow.session) }) else { return false };
+    if parsed.ip.v6 && parsed.ip.first_fragment && drop_fragment_header(ctx, &mut parsed.ip).is_err() {
+        return false;
+    }
     let mut trailer = Trailer { flags: BARE, ..Trailer::default() };
     fill(ctx, &parsed.ip, flow, session, &mut trailer);
     if strip_bare(ctx, &parsed.ip, &trailer).is_err() {

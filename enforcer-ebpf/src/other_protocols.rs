@@ -107,7 +107,7 @@ pub fn outbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut P
     }
     let result = first_or_whole(ctx, config, source, parsed);
     if parsed.ip.first_fragment && result == PASS {
-        sent_first(ctx, source, &parsed.ip);
+        sent_first(ctx, source, &parsed.ip, PASSED);
     }
     result
 }
@@ -118,10 +118,12 @@ pub struct FragmentKey {
     source: Addr,
     target: Addr,
     pu: u32,
-    id: u16,
-    proto: u8,
-    pad: u8,
+    id: u32,
+    proto: u64,
 }
+
+/// Of a packet's fragments: the others pass. Otherwise its ports, for them to be decided by its flow.
+pub const PASSED: u32 = 0;
 
 // SAFETY: integers and arrays of integers only, aligned to eight bytes, of a size that is a multiple of eight.
 unsafe impl Clear for FragmentKey {}
@@ -131,21 +133,31 @@ fn fragment_key(ctx: &TcContext, ip: &Ip, pu: u32, key: &mut FragmentKey) {
     key.source = ip.src;
     key.target = ip.dst;
     key.pu = pu;
-    key.id = fragment_id(ctx);
-    key.proto = ip.proto;
+    key.id = fragment_id(ctx, ip);
+    key.proto = ip.proto as u64;
 }
 
+/// Notes what becomes of a packet's later fragments: [`PASSED`], or its ports.
 #[inline(never)]
-pub fn sent_first(ctx: &TcContext, source: Source, ip: &Ip) {
+pub fn sent_first(ctx: &TcContext, source: Source, ip: &Ip, what: u32) {
     let pu = source.sender(ctx);
-    if pu != UNMANAGED && !ip.v6 {
+    if pu != UNMANAGED {
         cleared!(key: FragmentKey);
         fragment_key(ctx, ip, pu, key);
-        let _ = FRAGMENTS_SCRATCH.insert(&*key, 1, 0);
+        let _ = FRAGMENTS_SCRATCH.insert(&*key, what, 0);
     }
 }
 
-/// A fragment without ports follows the one that has them. Of IPv6 a PU sends none.
+/// What was noted of the packet that a later fragment of `pu` belongs to.
+#[inline(never)]
+pub fn first_of(ctx: &TcContext, ip: &Ip, pu: u32) -> Option<u32> {
+    cleared!(key: FragmentKey);
+    fragment_key(ctx, ip, pu, key);
+    // SAFETY: read-only value of a scalar.
+    unsafe { FRAGMENTS_SCRATCH.get(&*key) }.copied()
+}
+
+/// A fragment without ports follows the one that has them.
 #[inline(never)]
 fn later_fragment(ctx: &TcContext, source: Source, parsed: &mut Parsed) -> i32 {
     let pu = source.sender(ctx);
@@ -153,11 +165,10 @@ fn later_fragment(ctx: &TcContext, source: Source, parsed: &mut Parsed) -> i32 {
         return PASS;
     }
     let ip = &parsed.ip;
-    cleared!(key: FragmentKey);
-    fragment_key(ctx, ip, pu, key);
-    // SAFETY: only whether there is an entry.
-    if !ip.v6 && unsafe { FRAGMENTS_SCRATCH.get(&*key) }.is_some() {
-        return PASS;
+    match first_of(ctx, ip, pu) {
+        Some(PASSED) => return PASS,
+        Some(_) => return HAND_ON,
+        None => {}
     }
     ip.key_of_sender(0, 0, &mut parsed.key);
     cleared!(parties: Parties);

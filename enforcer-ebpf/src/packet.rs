@@ -21,6 +21,9 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 
+/// Length of IPv6's fragment header.
+pub const FRAGMENT_HEADER: u32 = 8;
+
 /// Extension headers that are walked before a packet is taken for malformed.
 const MAX_EXTENSION_HEADERS: u32 = 8;
 
@@ -37,7 +40,7 @@ pub struct Ip {
     pub v6: bool,
     /// Transport protocol.
     pub proto: u8,
-    /// IPv6 extension headers, or IPv4 options, stand before the transport header.
+    /// IPv6 extension headers other than a fragment's, or IPv4 options, stand before the transport header.
     pub extended: bool,
     /// The first fragment of several.
     pub first_fragment: bool,
@@ -231,10 +234,13 @@ pub fn is_of_the_link(ctx: &TcContext) -> bool {
     })
 }
 
-/// What the fragments of one IPv4 packet have in common besides addresses and protocol.
+/// What the fragments of one packet have in common besides addresses and protocol; of IPv6, where its header is the only extension.
 #[inline(always)]
-pub fn fragment_id(ctx: &TcContext) -> u16 {
-    read::<u16>(ctx, ETH_LEN + 4).unwrap_or_default()
+pub fn fragment_id(ctx: &TcContext, ip: &Ip) -> u32 {
+    if ip.v6 {
+        return read::<u32>(ctx, ETH_LEN + 40 + 4).unwrap_or_default();
+    }
+    read::<u16>(ctx, ETH_LEN + 4).unwrap_or_default() as u32
 }
 
 /// Parses what lies in the linear part.
@@ -353,9 +359,12 @@ fn is_extension(next: u8) -> bool {
 
 #[inline(always)]
 fn walk_extensions(bytes: &impl Bytes, found: &mut Ip) -> Result<(), Stop> {
+    let only = found.l4 + FRAGMENT_HEADER;
     found.extended = true;
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension(found.proto) {
+            // A fragment header that says there is but one piece is as good as any other option.
+            found.extended = !found.first_fragment || found.l4 != only;
             return Ok(());
         }
         if found.l4 > 512 {
@@ -378,6 +387,7 @@ fn walk_extensions(bytes: &impl Bytes, found: &mut Ip) -> Result<(), Stop> {
         found.proto = header[0];
         found.l4 += len;
         if found.later_fragment {
+            found.extended = found.l4 != only;
             return Ok(());
         }
     }

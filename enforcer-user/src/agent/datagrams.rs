@@ -25,7 +25,7 @@ use super::{
 use crate::{
     dns::{Conn, Part, Parts},
     handshake::{
-        HandshakeError, LocalPu,
+        FrameError, HandshakeError, LocalPu,
         datagram::{self, Datagram},
     },
     metrics::{HandshakeKind, Metrics},
@@ -168,13 +168,25 @@ fn sent(shared: &Shared, held: &Held, bytes: &[u8]) {
     let (offset, total) = (held.offset as usize, held.subject as usize);
     let conn = Conn { pu: held.pu, key: held.key };
     let Some(frame) = inner.parts.add(Part { conn, kind: held.kind, offset, total, bytes }) else { return };
-    if Datagram::parse(&frame).is_err() {
-        tracing::debug!("a held datagram is malformed");
-        return shared.tap.count(abi::reason_stat(Reason::Malformed as u16, false));
-    }
+    let piece = match Datagram::parse(&frame) {
+        Ok(_) => false,
+        Err(FrameError::Fragment) => true,
+        Err(error) => {
+            tracing::debug!(%error, "a held datagram is malformed");
+            return shared.tap.count(abi::reason_stat(Reason::Malformed as u16, false));
+        }
+    };
     let segment = held.object as usize;
     let in_all = inner.peers.len();
     let known = inner.peers.contains_key(&held.key);
+    if !known && is_met(shared, held) {
+        drop(guard);
+        return onward(shared, &Peer::new(held, held.at_pu_interface != 0), &frame, segment);
+    }
+    if !known && piece {
+        tracing::debug!("a fragment comes without the first one");
+        return shared.tap.count(abi::reason_stat(Reason::Fragment as u16, false));
+    }
     if !known && in_all >= PEERS {
         drop(guard);
         return give_up(shared, &held.key, Peer::new(held, held.at_pu_interface != 0), Reason::RingFull, false);
@@ -186,6 +198,25 @@ fn sent(shared: &Shared, held: &Held, bytes: &[u8]) {
     }
     if !known {
         ask(shared, guard, &held.key);
+    }
+}
+
+/// Whether the peer was met while the kernel handed this over.
+fn is_met(shared: &Shared, held: &Held) -> bool {
+    let flow = shared.maps.flows.get(&held.key).ok().flatten();
+    flow.is_some_and(|flow| flow.pu == held.pu && flow.role == CLIENT && flow.session != 0)
+}
+
+/// Sends on what waited.
+fn onward(shared: &Shared, peer: &Peer, frame: &[u8], segment: usize) {
+    match Datagram::parse(frame) {
+        Ok(datagram) => {
+            for piece in datagram.onward(segment) {
+                inject(shared, &piece, peer.ifindex, peer.outward(), 0);
+            }
+        }
+        // A later fragment; nothing else was kept.
+        Err(_) => inject(shared, frame, peer.ifindex, peer.outward(), 0),
     }
 }
 
@@ -418,12 +449,7 @@ fn go_on(shared: &Shared, key: &FlowKey, peer: Peer, met: SessionPu, identity: u
         ..present
     };
     shared.maps.flows.replace(key, &flow).map_err(internal)?;
-    for (frame, segment) in &peer.frames {
-        let Ok(datagram) = Datagram::parse(frame) else { continue };
-        for piece in datagram.onward(*segment) {
-            inject(shared, &piece, peer.ifindex, peer.outward(), 0);
-        }
-    }
+    peer.frames.iter().for_each(|(frame, segment)| onward(shared, &peer, frame, *segment));
     Ok(())
 }
 

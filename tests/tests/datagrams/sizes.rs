@@ -1,0 +1,93 @@
+//! Datagrams of every size: what fits, what the path would not take with identity, fragments, jumbo frames.
+
+use tests::Options;
+
+use super::*;
+
+fn well(count: usize) -> Exchange {
+    Exchange { back: count, errno: 0 }
+}
+
+/// The largest payload of a packet of `mtu` bytes, by family.
+fn largest(family: usize, mtu: usize) -> usize {
+    mtu - [28, 48][family]
+}
+
+#[test]
+fn a_first_contact_may_be_of_any_size() -> Result<()> {
+    let stage = Stage::new("dgfirst")?;
+    let c = stage.lab.host("c")?;
+    c.start_enforcer("")?;
+    let stranger = c.workload("stranger", &["app=other"])?;
+    for (at, (family, to)) in (0..).zip(addresses(&stage.b).into_iter().enumerate()) {
+        let mut servers = Vec::new();
+        // Each at a port where nobody was met.
+        let sizes =
+            [largest(family, 1500) - TRAILER_LEN, largest(family, 1500), largest(family, 1500) + 1, 3000, 60_000];
+        for (port, size) in (PORT..).zip(sizes) {
+            let server = serve(&stage.server, &to, port)?;
+            let before = stage.counters()?;
+            assert_eq!(
+                exchange(&stage.client, &to, port, "connected", size, 1)?,
+                WELL,
+                "{size}\n{}",
+                stage.a.enforcer_log()
+            );
+            assert_eq!(heard(&server), [size]);
+            assert_eq!(exchange(&stage.client, &to, port, "unconnected", size, 2)?, well(2), "{size}");
+            for (host, before) in [(&stage.a, &before[0]), (&stage.b, &before[1])] {
+                refusals(host, before, &[])?;
+            }
+            servers.push(server);
+        }
+        // Who is refused hears of it whatever it sent, and nothing of it arrives.
+        let before = (c.counters()?, stage.b.counters()?);
+        assert_eq!(exchange(&stranger, &to, PORT, "connected", 3000, 1)?, REFUSED);
+        refusals(&c, &before.0, &[("no_rule", "in", 1)])?;
+        refusals(&stage.b, &before.1, &[("no_rule", "in", 1)])?;
+        assert_eq!(exchange(&stranger, &to, PORT, "connected", 3000, 1)?, REFUSED, "by what is known");
+        assert_eq!(heard(&servers[0]).len(), 3, "{at}");
+    }
+    Ok(())
+}
+
+#[test]
+fn echoes_come_in_fragments_too() -> Result<()> {
+    let lab = Lab::new("dgpings")?;
+    lab.write_policy("datagrams.yaml", POLICY)?;
+    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    let guest = b.guest("box", &[&a])?;
+    a.start_enforcer("")?;
+    b.start_enforcer("datapath.interfaces = [\"auto\"]")?;
+    let client = a.workload("client", &["app=client"])?;
+    b.enforcer(&["pu", "add", "--interface", guest.interface(), "--name", "box", "--tag", "app=server"])?.ok()?;
+    for to in ["10.78.0.2", "fd78::2"] {
+        let before = (a.counters()?, b.counters()?);
+        for round in 0..2 {
+            let output = client.exec(&["ping", "-n", "-c", "2", "-i", "0.2", "-W", "3", "-s", "4000", to])?;
+            assert!(output.stdout.contains("2 received"), "{round}: {}\n{}", output.stdout, b.enforcer_log());
+        }
+        refusals(&a, &before.0, &[])?;
+        refusals(&b, &before.1, &[])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn jumbo_frames_carry_identity() -> Result<()> {
+    let stage = Stage::of(Lab::with("dgjumbo", Options { mtu: 9000 })?)?;
+    for (family, to) in addresses(&stage.b).into_iter().enumerate() {
+        let server = serve(&stage.server, &to, PORT)?;
+        let before = stage.counters()?;
+        let sizes = [8000, largest(family, 9000) - TRAILER_LEN + 1, largest(family, 9000), 20_000];
+        for size in sizes {
+            assert_eq!(exchange(&stage.client, &to, PORT, "connected", size, 1)?, WELL, "{size}");
+        }
+        assert_eq!(exchange(&stage.client, &to, PORT, "gso", 4000, 5)?, well(5));
+        assert_eq!(heard(&server), [&sizes[..], &[4000; 5]].concat());
+        for (host, before) in [(&stage.a, &before[0]), (&stage.b, &before[1])] {
+            refusals(host, before, &[])?;
+        }
+    }
+    Ok(())
+}
