@@ -36,12 +36,15 @@ use crate::{
     other_protocols::{PASSED, first_of, is_echo, judge_beside, ports, sent_first},
     outbound::{DROP, PASS, scratch},
     outbound_open::LOOPBACK,
-    packet::{Ip, Kind, Parsed, UDP, bounded, parse, raw, read},
+    packet::{ETH_LEN, Ip, Kind, Parsed, UDP, bounded, parse, raw, read},
     turn_around::{Way, send_back},
 };
 
 /// How long what a peer refused is not tried again, nanoseconds.
 const AGAIN_NS: u64 = 5_000_000_000;
+
+/// Bytes of a packet that every path takes: IPv6's least MTU (RFC 8200 section 5), which those of IPv4 have, too, today.
+const EVERY_PATH: u32 = 1280;
 
 /// Bytes of a datagram in one record.
 const PART: u32 = FRAME_MAX as u32;
@@ -445,10 +448,15 @@ fn type_of(flow: &Flow) -> u8 {
     }
 }
 
-/// Whether the packet is one that a trailer can be put behind, and stays within the interface's MTU with it.
+/// Whether the packet is one that a trailer can be put behind, and stays with it within what every path takes, and within the
+/// interface's MTU. What the path itself takes is not for a program at an interface to know.
 #[inline(always)]
 fn has_room(packet: &Datagram) -> bool {
     const TRAILER: u32 = TRAILER_LEN as u32;
+    let len = packet.ip.end + TRAILER - ETH_LEN;
+    if len > EVERY_PATH && ifindex(packet.ctx) != LOOPBACK {
+        return false;
+    }
     let mut mtu = 0u32;
     // SAFETY: a helper call on our own context; the context is valid for the whole program.
     unsafe {

@@ -52,6 +52,37 @@ fn a_first_contact_may_be_of_any_size() -> Result<()> {
 }
 
 #[test]
+fn the_first_datagram_of_a_flow_is_not_made_larger_than_its_path() -> Result<()> {
+    let lab = Lab::new("dgpath")?;
+    lab.write_policy("datagrams.yaml", POLICY)?;
+    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    let guest = b.guest("box", &[&a])?;
+    const MTU: usize = 1300;
+    b.exec(&["ip", "link", "set", guest.interface(), "mtu", &MTU.to_string()])?.ok()?;
+    guest.exec(&["ip", "link", "set", "eth0", "mtu", &MTU.to_string()])?.ok()?;
+    a.start_enforcer("")?;
+    b.start_enforcer("datapath.interfaces = [\"auto\"]")?;
+    let client = a.workload("client", &["app=client"])?;
+    b.enforcer(&["pu", "add", "--interface", guest.interface(), "--name", "box", "--tag", "app=server"])?.ok()?;
+    for (family, to) in ["10.78.0.2", "fd78::2"].into_iter().enumerate() {
+        let size = largest(family, MTU);
+        let server = serve(&guest, to, PORT)?;
+        let before = (a.counters()?, b.counters()?);
+        for round in 0..2 {
+            assert_eq!(exchange(&client, to, PORT, "connected", size, 1)?, WELL, "round {round}");
+        }
+        assert_eq!(heard(&server), [size, size]);
+        // What is larger than the path is nobody's doing but the sender's, whose stack learns of it by an error of the flow.
+        assert_eq!(exchange(&client, to, PORT, "connected", size + 40, 1)?.back, 0, "lost, as without an enforcer");
+        assert_eq!(exchange(&client, to, PORT, "connected", size + 40, 1)?, WELL, "in fragments");
+        refusals(&a, &before.0, &[])?;
+        let refused: Vec<_> = (&b.counters()? - &before.1).refusals().into_keys().map(str::to_owned).collect();
+        assert!(refused.is_empty(), "{refused:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn echoes_come_in_fragments_too() -> Result<()> {
     let lab = Lab::new("dgpings")?;
     lab.write_policy("datagrams.yaml", POLICY)?;
@@ -88,6 +119,32 @@ fn jumbo_frames_carry_identity() -> Result<()> {
         for (host, before) in [(&stage.a, &before[0]), (&stage.b, &before[1])] {
             refusals(host, before, &[])?;
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_known_pair_sends_no_more_than_the_datagrams_themselves() -> Result<()> {
+    let stage = Stage::new("dgcount")?;
+    for (family, to) in addresses(&stage.b).into_iter().enumerate() {
+        let server = serve(&stage.server, &to, PORT)?;
+        assert_eq!(exchange(&stage.client, &to, PORT, "connected", 8, 1)?, WELL);
+        // The last one that takes identity, and what QUIC sends first, over IPv4.
+        let sizes = [33, 512, if family == 0 { 1200 } else { 1196 }, largest(family, 1280) - TRAILER_LEN];
+        let capture = stage.b.capture("eth0", &format!("udp port {PORT}"))?;
+        for size in sizes {
+            assert_eq!(exchange(&stage.client, &to, PORT, "connected", size, 2)?, well(2));
+        }
+        let (frames, _) = capture.finish()?;
+        assert_eq!(frames.len(), sizes.len() * 4, "a question and an answer, twice");
+        // Above, one goes ahead each way until the peer is heard.
+        let capture = stage.b.capture("eth0", &format!("udp port {PORT}"))?;
+        for size in [1252, 1350, largest(family, 1500)] {
+            assert_eq!(exchange(&stage.client, &to, PORT, "connected", size, 2)?, well(2));
+        }
+        let (frames, _) = capture.finish()?;
+        assert!((3 * 6..=3 * 8).contains(&frames.len()), "{}", frames.len());
+        assert_eq!(heard(&server).len(), 1 + sizes.len() * 2 + 6);
     }
     Ok(())
 }
