@@ -8,7 +8,7 @@ use std::{
 
 use common::{
     abi::{self, INJECT_ANSWER, INJECT_INGRESS, INJECT_TRUSTED},
-    datagram::DatagramPeer,
+    datagram::{BARE, DatagramPeer},
     drop_reason::Reason,
     event::{
         self, EVENT_DENY, Event, HELD_DATAGRAM, HELD_DATAGRAM_ANSWER, HELD_DATAGRAM_HELLO, HELD_DATAGRAM_JUDGE, Held,
@@ -61,6 +61,8 @@ struct Peer {
     at_pu_interface: bool,
     /// By which the answer is known.
     number: u64,
+    /// A datagram of the flow, which HELLO is made like.
+    like: Vec<u8>,
     frames: Vec<(Vec<u8>, usize)>,
     bytes: usize,
     next: Instant,
@@ -80,6 +82,7 @@ impl Peer {
             ifindex: held.ifindex,
             at_pu_interface,
             number: rand::random(),
+            like: Vec::new(),
             frames: Vec::new(),
             bytes: 0,
             next: Instant::now(),
@@ -93,12 +96,15 @@ impl Peer {
             return false;
         }
         self.bytes += frame.len();
+        if self.like.is_empty() {
+            self.like.clone_from(&frame);
+        }
         self.frames.push((frame, segment));
         true
     }
 
     fn first(&self) -> Option<Datagram<'_>> {
-        self.frames.first().and_then(|(frame, _)| Datagram::parse(frame).ok())
+        Datagram::parse(&self.like).ok()
     }
 
     /// Where what the PU sends goes on.
@@ -462,13 +468,20 @@ fn retry(shared: &Shared, held: &Held, frame: &Datagram<'_>) -> Result<(), Refus
     if asked {
         return Ok(());
     }
-    let given_back = session.is_some_and(|session| frame.is_given_back(&flow, &session));
-    if !given_back || flow.role != CLIENT || flow.state != SYN_SENT {
+    let given_back = session.and_then(|session| frame.given_back(&flow, &session));
+    let sent = given_back.ok_or(Refusal::from(Reason::ReplyMac))?;
+    if flow.role != CLIENT || flow.state != SYN_SENT {
         return Err(Reason::ReplyMac.into());
     }
     let (_, payload) = frame.trailer().ok_or(Refusal::from(Reason::HelloMalformed))?;
     let mut peer = Peer::new(held, held.at_pu_interface != 0);
-    peer.keep(frame.with(&[payload], true), 0);
+    let whole = frame.with(&[payload], true);
+    if sent.flags & BARE == 0 {
+        peer.keep(whole, 0);
+    } else {
+        // Nothing the PU sent; what it went ahead of found no flow at the peer.
+        peer.like = whole;
+    }
     if flow.flags & FLAG_RETRIED != 0 {
         give_up(shared, &held.key, peer, Reason::RetryLoop, true);
         return Ok(());

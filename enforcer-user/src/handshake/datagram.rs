@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use common::{
     Addr,
-    datagram::{COVERED, Fields, TRAILER_LEN, Trailer, mac},
+    datagram::{BARE, COVERED, Fields, TRAILER_LEN, Trailer, mac},
     drop_reason::Reason,
     flow::{CLIENT, Flow, FlowKey},
     is_v4,
@@ -214,18 +214,19 @@ impl<'a> Datagram<'a> {
         Some(finished_as(bytes, self.v6, l4, if self.v6 { ICMPV6 } else { ICMP }))
     }
 
-    /// Whether this RETRY gives back what was sent in `flow`, under `session`.
-    pub fn is_given_back(&self, flow: &Flow, session: &common::identity::Session) -> bool {
-        let Some((trailer, before)) = self.trailer() else { return false };
+    /// What was sent in `flow`, under `session`, that this RETRY gives back.
+    pub fn given_back(&self, flow: &Flow, session: &common::identity::Session) -> Option<Fields> {
+        let (trailer, before) = self.trailer()?;
         let fields = trailer.fields();
         if fields.packet_type != RETRY || fields.sender_index != flow.session || fields.handle != flow.local_handle {
-            return false;
+            return None;
         }
         let covered = first_words(before);
-        [RESUME, CONFIRM].into_iter().any(|packet_type| {
-            let sent = Fields { packet_type, flags: 0, ..fields };
-            same_mac(mac(&session.key_out, &sent, self.proto, &covered), trailer.mac())
-        })
+        // Type and flags are overwritten.
+        [(RESUME, 0), (CONFIRM, 0), (RESUME, BARE), (CONFIRM, BARE)]
+            .into_iter()
+            .map(|(packet_type, flags)| Fields { packet_type, flags, ..fields })
+            .find(|sent| same_mac(mac(&session.key_out, sent, self.proto, &covered), trailer.mac()))
     }
 }
 

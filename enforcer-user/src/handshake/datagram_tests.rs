@@ -84,7 +84,7 @@ fn a_retry_gives_back_what_was_sent_and_nothing_else() {
         let whole = back(b"hello", &returned);
         assert_sound(&whole, key.proto);
         let whole = Datagram::parse(&whole).unwrap();
-        assert!(whole.is_given_back(&flow, &SESSION));
+        assert_eq!(whole.given_back(&flow, &SESSION), Some(fields));
         let (_, before) = whole.trailer().unwrap();
         let again = whole.with(&[before], true);
         assert_eq!(again[12..], sent[12..], "the very datagram");
@@ -94,10 +94,16 @@ fn a_retry_gives_back_what_was_sent_and_nothing_else() {
             (b"hello", Fields { packet_type: DENY, ..returned }),
         ] {
             let other = back(payload, &fields);
-            assert!(!Datagram::parse(&other).unwrap().is_given_back(&flow, &SESSION), "{fields:?}");
+            assert_eq!(Datagram::parse(&other).unwrap().given_back(&flow, &SESSION), None, "{fields:?}");
         }
         let others = [Flow { session: 6, ..flow }, Flow { local_handle: 3, ..flow }];
-        assert!(others.iter().all(|other| !whole.is_given_back(other, &SESSION)));
+        assert!(others.iter().all(|other| whole.given_back(other, &SESSION).is_none()));
+        // What went ahead of a datagram brings nothing back but that there is no session.
+        let bare = Fields { flags: BARE, len: 0, ..fields };
+        let proof = super::mac(&SESSION.key_out, &bare, key.proto, &[0; 4]);
+        let returned = Trailer::new(&Fields { packet_type: RETRY, flags: 18, ..bare }, proof);
+        let back = Datagram::parse(&sent).unwrap().with(&[&returned.bytes()], true);
+        assert_eq!(Datagram::parse(&back).unwrap().given_back(&flow, &SESSION), Some(bare));
     }
 }
 

@@ -1,5 +1,6 @@
 //! Datagrams between PUs: identity goes with the first of a flow, both ends judge, and nothing else reaches a PU.
 
+mod again;
 mod errors;
 mod sizes;
 
