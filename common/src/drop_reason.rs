@@ -81,7 +81,7 @@ reasons! {
     Challenged = 52, "challenged", "There are too many first contacts at once; the peer was asked to prove its address before anything else.", "Nothing if short: the peer answers at once. If it lasts, look for a flood from forged addresses.";
     HelloUnanswered = 53, "hello_unanswered", "A first contact was sent three times and nothing came back. It goes on trying.", "See whether the peer is up. If it answers others, look for a middlebox that drops SYNs with data or with options it does not know.";
     DatagramReplayed = 54, "datagram_replayed", "The identity of a datagram was used before, or is older than what came since.", "Nothing if rare (doubled or much delayed packets); look for an attack otherwise.";
-    DatagramMerged = 55, "datagram_merged", "Datagrams that bear identity were merged into one on their way.", "Nothing if rare: later ones bear none. Otherwise switch off UDP aggregation at the receiving interface (`ethtool -K IF rx-udp-gro-forwarding off`).";
+    DatagramMerged = 55, "datagram_merged", "Datagrams that bear identity were merged into one on their way, and could not be taken apart: forged, too many at once, or no agent.", "Nothing if rare: later ones bear none. Otherwise start the agent, or switch off UDP aggregation at the receiving interface (`ethtool -K IF rx-udp-gro-forwarding off`).";
 }
 
 #[cfg(test)]

@@ -32,6 +32,9 @@ pub const HELD_DATAGRAM_HELLO: u32 = 11;
 pub const HELD_DATAGRAM_ANSWER: u32 = 12;
 /// An authenticated datagram whose pair of identities has not been judged yet; handed back unchanged once it is.
 pub const HELD_DATAGRAM_JUDGE: u32 = 13;
+/// A part of several datagrams, some of which bear identity, that the receiving interface has merged: to be handed back one by one.
+/// `subject` and `object` as of [`HELD_DATAGRAM`].
+pub const HELD_DATAGRAM_MERGED: u32 = 15;
 /// Parts of a datagram that are held at most: as many as make up the longest.
 pub const DATAGRAM_PARTS_MAX: u32 = 33;
 /// Parts of a frame that are shown at most.

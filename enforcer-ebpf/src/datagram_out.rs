@@ -25,7 +25,7 @@ use common::{
 use crate::{
     attribute::{Source, UNMANAGED, ifindex, is_complete, pu_info},
     cleared::cleared,
-    datagram::{HEADER, ends_with_trailer, sealed, udp_length},
+    datagram::{HEADER, holds_trailer, sealed, udp_length},
     datagram_rewrite::{attach, drop_fragment_header, strip_bare, unreachable},
     emit::{At, Parties, config, count, count_handshake, count_reason, now, refused},
     flow_table::{Lookup, coarse_now, enter, find, remove},
@@ -74,7 +74,7 @@ pub fn sent(ctx: &TcContext, source: Source) -> i32 {
         return icmp_errors::sent(ctx, source, packet.ip);
     }
     let sender = source.sender(ctx);
-    if ends_with_trailer(ctx, packet.ip) {
+    if holds_trailer(ctx, packet.ip) {
         cleared!(parties: Parties);
         parties.pu = sender;
         refused(packet.key, parties, Reason::ForgedByPu, At { role: CLIENT, inbound: false, by_peer: false });
@@ -116,7 +116,7 @@ fn later_fragment(ctx: &TcContext, config: &Config, source: Source, parsed: &mut
     let packet = Datagram { ctx, config, source, ip: &parsed.ip, key: &parsed.key };
     match find(packet.key, source.interface(ctx)) {
         Lookup::Ours(flow) if flow.pu == pu && flow.state == SYN_SENT && flow.session == 0 => {
-            if hold(&packet, pu).is_ok() {
+            if hold(&packet, HELD_DATAGRAM, pu).is_ok() {
                 return taken();
             }
         }
@@ -290,7 +290,7 @@ fn first_contact(packet: &Datagram, pu: u32, info: &Pu) -> i32 {
         begin(packet, flow, pu, info);
         flow.path = PATH_HELLO;
     });
-    let result = entered.and_then(|()| hold(packet, pu));
+    let result = entered.and_then(|()| hold(packet, HELD_DATAGRAM, pu));
     cleared!(parties: Parties);
     parties.pu = pu;
     parties.local_identity = info.identity;
@@ -306,7 +306,7 @@ fn first_contact(packet: &Datagram, pu: u32, info: &Pu) -> i32 {
 /// One more datagram for a peer that has not answered yet.
 #[inline(never)]
 fn wait(packet: &Datagram, flow: &Flow) -> i32 {
-    match hold(packet, flow.pu) {
+    match hold(packet, HELD_DATAGRAM, flow.pu) {
         Ok(()) => held(packet),
         Err(reason) => {
             let parties = Parties::of(flow);
@@ -335,7 +335,7 @@ fn taken() -> i32 {
 
 /// Copies the whole frame to the agent, in parts if it is longer than one record.
 #[inline(never)]
-fn hold(packet: &Datagram, pu: u32) -> Result<(), Reason> {
+pub fn hold(packet: &Datagram, kind: u32, pu: u32) -> Result<(), Reason> {
     let (ctx, config) = (packet.ctx, packet.config);
     let now = now();
     if now.wrapping_sub(config.heartbeat_ns) > config.agent_timeout_ns && now > config.heartbeat_ns {
@@ -355,10 +355,10 @@ fn hold(packet: &Datagram, pu: u32) -> Result<(), Reason> {
         // SAFETY: `held` is the reservation, large enough for a whole record; every field the agent reads is written.
         let copied = unsafe {
             (*held).time_ns = now;
-            (*held).kind = HELD_DATAGRAM;
+            (*held).kind = kind;
             (*held).len = len;
             (*held).ifindex = (*ctx.skb.skb).ifindex;
-            // This is the way out: at a PU's own interface, its ingress.
+            // Of the way out: at a PU's own interface, its ingress.
             (*held).at_pu_interface = (packet.source == Source::Interface) as u32;
             (*held).pu = pu;
             (*held).subject = total;

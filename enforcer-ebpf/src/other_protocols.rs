@@ -13,7 +13,7 @@ use common::{
 use crate::{
     attribute::{Source, UNMANAGED, ifindex, is_complete, observes, pu_info},
     cleared::{Clear, cleared},
-    datagram::{HAND_ON, ends_with_trailer},
+    datagram::{HAND_ON, ends_with_trailer, holds_trailer},
     emit::{At, Parties, config, count_reason, now, refused},
     flow_table::{Lookup, coarse_now, enter_once, find},
     host, icmp_errors,
@@ -222,7 +222,7 @@ fn first_or_whole(ctx: &TcContext, config: &Config, source: Source, parsed: &mut
 #[inline(always)]
 fn is_for_datagrams(ctx: &TcContext, config: &Config, ip: &Ip, flow: &Flow) -> bool {
     flow.path != PATH_EXTERNAL
-        && (flow.state != ESTABLISHED || flow.generation != config.generation || ends_with_trailer(ctx, ip))
+        && (flow.state != ESTABLISHED || flow.generation != config.generation || holds_trailer(ctx, ip))
 }
 
 /// The PU that sends within a flow of another's, by a shared port, a raw or a packet socket.

@@ -11,7 +11,8 @@ use common::{
     datagram::{BARE, DatagramPeer},
     drop_reason::Reason,
     event::{
-        self, EVENT_DENY, Event, HELD_DATAGRAM, HELD_DATAGRAM_ANSWER, HELD_DATAGRAM_HELLO, HELD_DATAGRAM_JUDGE, Held,
+        self, EVENT_DENY, Event, HELD_DATAGRAM, HELD_DATAGRAM_ANSWER, HELD_DATAGRAM_HELLO, HELD_DATAGRAM_JUDGE,
+        HELD_DATAGRAM_MERGED, Held,
     },
     flow::{CLIENT, FLAG_LOG, FLAG_RETRIED, Flow, FlowKey, PATH_HELLO, SYN_SENT},
     identity::SessionPu,
@@ -75,6 +76,15 @@ impl Waiting {
     }
 }
 
+impl Inner {
+    /// Adds a part; the frame, if it was the last one.
+    fn add(&mut self, held: &Held, bytes: &[u8]) -> Option<Vec<u8>> {
+        let (offset, total) = (held.offset as usize, held.subject as usize);
+        let conn = Conn { pu: held.pu, key: held.key };
+        self.parts.add(Part { conn, kind: held.kind, offset, total, bytes })
+    }
+}
+
 impl Peer {
     fn new(held: &Held, at_pu_interface: bool) -> Self {
         Self {
@@ -115,7 +125,10 @@ impl Peer {
 
 /// Whether this record is about datagrams.
 pub(super) fn is_one(kind: u32) -> bool {
-    matches!(kind, HELD_DATAGRAM | HELD_DATAGRAM_HELLO | HELD_DATAGRAM_ANSWER | HELD_DATAGRAM_JUDGE)
+    matches!(
+        kind,
+        HELD_DATAGRAM | HELD_DATAGRAM_HELLO | HELD_DATAGRAM_ANSWER | HELD_DATAGRAM_JUDGE | HELD_DATAGRAM_MERGED
+    )
 }
 
 /// Decides one held datagram.
@@ -123,6 +136,9 @@ pub(super) fn decide(shared: &Shared, metrics: &Metrics, held: &Held) {
     let bytes = held.frame.get(..held.len as usize).unwrap_or_default();
     if held.kind == HELD_DATAGRAM {
         return sent(shared, held, bytes);
+    }
+    if held.kind == HELD_DATAGRAM_MERGED {
+        return merged(shared, held, bytes);
     }
     let frame = match Datagram::parse(bytes) {
         Ok(frame) => frame,
@@ -171,9 +187,7 @@ fn inject(shared: &Shared, frame: &[u8], ifindex: u32, flags: u32, count: u32) {
 fn sent(shared: &Shared, held: &Held, bytes: &[u8]) {
     let mut guard = shared.datagrams.lock();
     let inner = &mut *guard;
-    let (offset, total) = (held.offset as usize, held.subject as usize);
-    let conn = Conn { pu: held.pu, key: held.key };
-    let Some(frame) = inner.parts.add(Part { conn, kind: held.kind, offset, total, bytes }) else { return };
+    let Some(frame) = inner.add(held, bytes) else { return };
     let piece = match Datagram::parse(&frame) {
         Ok(_) => false,
         Err(FrameError::Fragment) => true,
@@ -204,6 +218,19 @@ fn sent(shared: &Shared, held: &Held, bytes: &[u8]) {
     }
     if !known {
         ask(shared, guard, &held.key);
+    }
+}
+
+/// Either end: what the receiving interface has merged goes on in its pieces, which the kernel looks at one by one.
+fn merged(shared: &Shared, held: &Held, bytes: &[u8]) {
+    let Some(frame) = shared.datagrams.lock().add(held, bytes) else { return };
+    let Ok(datagram) = Datagram::parse(&frame) else {
+        tracing::debug!("merged datagrams are malformed");
+        return shared.tap.count(abi::reason_stat(Reason::DatagramMerged as u16, true));
+    };
+    let onward = if held.at_pu_interface == 0 { INJECT_INGRESS } else { 0 };
+    for piece in datagram.onward(held.object as usize) {
+        inject(shared, &piece, held.ifindex, onward, 0);
     }
 }
 

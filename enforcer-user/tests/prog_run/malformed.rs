@@ -53,7 +53,7 @@ fn malformed() -> Vec<Bad> {
         bad("destination options", extended(&options(6), 60), Reason::ExtensionHeader),
         bad("routing header", extended(&[6, 0, 0, 0, 0, 0, 0, 0], 43), Reason::ExtensionHeader),
         bad("authentication header", extended(&[6, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1], 51), Reason::ExtensionHeader),
-        bad("IPv6 first fragment", extended(&[6, 0, 0, 1, 0, 0, 0, 9], 44), Reason::ExtensionHeader),
+        bad("IPv6 first fragment", extended(&[6, 0, 0, 1, 0, 0, 0, 9], 44), Reason::Fragment),
         bad("IPv6 atomic fragment", extended(&[6, 0, 0, 0, 0, 0, 0, 9], 44), Reason::ExtensionHeader),
         bad("seven options headers", chain(7), Reason::ExtensionHeader),
         bad("nine options headers", chain(9), Reason::Malformed),

@@ -1,4 +1,4 @@
-//! What one end has forgotten is said again.
+//! What one end has forgotten is said again; what a receiving interface has merged comes apart again.
 
 use super::*;
 
@@ -51,5 +51,55 @@ fn a_server_that_forgot_gives_back_what_went_ahead_and_the_next_one_arrives() ->
         }
         assert_eq!(heard(&server), [8, 1400, 3000]);
     }
+    Ok(())
+}
+
+/// What comes to this host is kept for a while at its interface, and merged with what comes after it; also for sockets that do not ask for it,
+/// if `forwarding`.
+fn merge(host: &Host, forwarding: bool) -> Result<()> {
+    let (eth0, on) = ("/sys/class/net/eth0", if forwarding { "on" } else { "off" });
+    let wait = format!(
+        "mount -t sysfs sysfs /sys && echo 20000000 >{eth0}/gro_flush_timeout && echo 5 >{eth0}/napi_defer_hard_irqs"
+    );
+    host.exec(&["unshare", "-m", "sh", "-c", &wait])?.ok()?;
+    host.exec(&["ethtool", "-K", "eth0", "gro", "on", "rx-udp-gro-forwarding", on])?.ok().map(drop)
+}
+
+#[test]
+fn merged_datagrams_come_apart_again() -> Result<()> {
+    let stage = Stage::new("dggro")?;
+    for (how, forwarding) in [("gro", false), ("answers", true)] {
+        merge(&stage.b, forwarding)?;
+        for to in addresses(&stage.b) {
+            let server = serve_as(&stage.server, &to, PORT, &[how])?;
+            assert_eq!(exchange(&stage.client, &to, PORT, "connected", 8, 1)?, WELL);
+            let before = stage.counters()?;
+            let all = [100, 1000, 1400];
+            for size in all {
+                for _ in 0..2 {
+                    let seen = exchange(&stage.client, &to, PORT, "connected", size, 40)?;
+                    let refused = stage.since(&before)?[1].refusals().len();
+                    assert_eq!(seen, Exchange { back: 40, errno: 0 }, "{how} {size}: {refused} reasons");
+                }
+            }
+            let expected: Vec<usize> = all.into_iter().flat_map(|size| [size; 80]).collect();
+            assert_eq!(heard(&server)[1..], expected, "each by itself, and nothing more");
+            for (host, before) in [(&stage.a, &before[0]), (&stage.b, &before[1])] {
+                refusals(host, before, &[])?;
+            }
+        }
+    }
+    // Nobody takes them apart.
+    let before = stage.b.counters()?;
+    stage.b.kill9_enforcer()?;
+    std::thread::sleep(tests::AGENT_TIMEOUT + Duration::from_millis(300));
+    let to = stage.b.v4().to_string();
+    let server = serve(&stage.server, &to, PORT)?;
+    assert_eq!(exchange(&stage.client, &to, PORT, "connected", 100, 40)?.back, 0);
+    assert!(heard(&server).is_empty());
+    assert_eq!(exchange(&stage.client, &to, PORT, "connected", 100, 1)?, WELL, "one by itself is not merged");
+    stage.b.restart_enforcer()?;
+    let refused = (&stage.b.counters()? - &before).verdicts_in("datagram_merged");
+    assert!(refused >= 1, "{refused}");
     Ok(())
 }
