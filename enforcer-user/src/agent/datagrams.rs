@@ -64,6 +64,8 @@ struct Peer {
     number: u64,
     /// A datagram of the flow, which HELLO is made like.
     like: Vec<u8>,
+    /// The flow before the peer gave back something of it.
+    former: Option<Flow>,
     frames: Vec<(Vec<u8>, usize)>,
     bytes: usize,
     next: Instant,
@@ -93,6 +95,7 @@ impl Peer {
             at_pu_interface,
             number: rand::random(),
             like: Vec::new(),
+            former: None,
             frames: Vec::new(),
             bytes: 0,
             next: Instant::now(),
@@ -488,26 +491,29 @@ fn go_on(shared: &Shared, key: &FlowKey, peer: Peer, met: SessionPu, identity: u
 
 /// The peer has forgotten the session, or the PU: what it gave back waits for it to be met again.
 fn retry(shared: &Shared, held: &Held, frame: &Datagram<'_>) -> Result<(), Refusal> {
-    let flow = shared.maps.flows.get(&held.key).map_err(internal)?.ok_or(Refusal::from(Reason::NoFlow))?;
+    let present = shared.maps.flows.get(&held.key).map_err(internal)?.ok_or(Refusal::from(Reason::NoFlow))?;
+    let former = shared.datagrams.lock().peers.get(&held.key).and_then(|peer| peer.former);
+    let flow = former.unwrap_or(present);
     let session = shared.maps.sessions.get(&flow.session).map_err(internal)?;
-    // Another datagram of the flow was given back before, and the peer is asked already.
-    let asked = flow.session == 0 && shared.datagrams.lock().peers.contains_key(&held.key);
-    if asked {
-        return Ok(());
-    }
     let given_back = session.and_then(|session| frame.given_back(&flow, &session));
     let sent = given_back.ok_or(Refusal::from(Reason::ReplyMac))?;
     if flow.role != CLIENT || flow.state != SYN_SENT {
         return Err(Reason::ReplyMac.into());
     }
     let (_, payload) = frame.trailer().ok_or(Refusal::from(Reason::HelloMalformed))?;
-    let mut peer = Peer::new(held, held.at_pu_interface != 0);
     let whole = frame.with(&[payload], true);
-    if sent.flags & BARE == 0 {
-        peer.keep(whole, 0);
-    } else {
-        // Nothing the PU sent; what it went ahead of found no flow at the peer.
+    // What was bare is nothing the PU sent.
+    let bare = sent.flags & BARE != 0;
+    if former.is_some() {
+        // Another one of the same flow; the peer is asked already.
+        let kept = bare || shared.datagrams.lock().peers.get_mut(&held.key).is_some_and(|peer| peer.keep(whole, 0));
+        return if kept { Ok(()) } else { Err(Reason::RingFull.into()) };
+    }
+    let mut peer = Peer { former: Some(flow), ..Peer::new(held, held.at_pu_interface != 0) };
+    if bare {
         peer.like = whole;
+    } else {
+        peer.keep(whole, 0);
     }
     if flow.flags & FLAG_RETRIED != 0 {
         give_up(shared, &held.key, peer, Reason::RetryLoop, true);

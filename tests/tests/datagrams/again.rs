@@ -25,6 +25,11 @@ fn a_server_that_forgot_gives_the_datagram_back_and_nothing_is_lost() -> Result<
             refusals(&stage.a, &before[0], &[])?;
             refusals(&stage.b, &before[1], &[("unknown_session", "in", 1)])?;
         }
+        // What was sent before the first one came back waits with it.
+        stage.b.enforcer(&["peers", "--forget"])?.ok()?;
+        assert_eq!(exchange(&stage.client, &to, PORT, "connected", 100, 20)?, Exchange { back: 20, errno: 0 });
+        expected.extend([100; 20]);
+        assert_eq!(heard(&server), expected);
         // The pair has met again, and resumes.
         let before = stage.counters()?;
         assert_eq!(exchange(&stage.client, &to, PORT, "connected", 8, 1)?, WELL);
