@@ -23,6 +23,7 @@ use crate::{
     datagram_rewrite::{retype, strip_bare, trim, turn, unreachable},
     emit::{At, Hold, Parties, config, count_handshake, count_reason, flow_event, hold, now, refused, within},
     flow_table::{Lookup, begins, coarse_now, enter, find, started},
+    gate::may_answer,
     icmp_errors,
     inbound_open::peer_pu,
     judge::{judge, rejudge},
@@ -351,6 +352,9 @@ fn opened(packet: &Datagram, pu: u32, found: &Trailer) -> i32 {
     match found.packet_type() {
         HELLO => {
             count_handshake(HELLO, true);
+            if !may_answer(&packet.ip.src) {
+                return drop_for(packet, pu, Reason::HelloBudget);
+            }
             to_agent(packet, HELD_DATAGRAM_HELLO, (pu, 0, info.identity))
         }
         RESUME | CONFIRM => {
@@ -475,6 +479,9 @@ fn resumed(packet: &Datagram, info: &Pu, found: &Trailer, parties: &mut Parties)
 #[inline(never)]
 fn retry(packet: &Datagram, found: &Trailer, reason: Reason) -> i32 {
     count_reason(reason, true);
+    if !may_answer(&packet.ip.src) {
+        return DROP;
+    }
     count_handshake(RETRY, false);
     let from = u16::from_ne_bytes([found.version_type, found.flags]);
     let to = u16::from_ne_bytes([VERSION << 4 | RETRY, reason as u8]);
