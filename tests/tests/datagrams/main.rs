@@ -2,6 +2,7 @@
 
 mod again;
 mod errors;
+mod others;
 mod sizes;
 
 use std::collections::BTreeMap;
