@@ -67,7 +67,11 @@ pub fn received(ctx: &TcContext, source: Source) -> i32 {
         (UNMANAGED, true) => nobody(&packet, &found),
         (UNMANAGED, false) => PASS,
         (_, true) if is_merged(&packet, true, &found) => {
-            if is_proven(&packet, &found) { apart(&packet, pu) } else { drop_for(&packet, pu, Reason::DatagramMerged) }
+            if is_proven(&packet, &found) {
+                apart(&packet, pu)
+            } else {
+                drop_for(&packet, pu, Reason::DatagramMerged)
+            }
         }
         (_, true) => opened(&packet, pu, &found),
         (_, false) => drop_for(&packet, pu, Reason::ProtocolDenied),
@@ -217,9 +221,8 @@ fn is_proven(packet: &Datagram, found: &Trailer) -> bool {
     }
     let start = packet.ip.l4 + HEADER + all - fields.len as u32;
     // SAFETY: the agent replaces sessions whole; a torn read only makes a MAC wrong.
-    unsafe { SESSIONS.get(fields.index) }.is_some_and(|session| {
-        sealed_at(packet.ctx, packet.ip, &session.key_in, &fields, start) == found.mac()
-    })
+    unsafe { SESSIONS.get(fields.index) }
+        .is_some_and(|session| sealed_at(packet.ctx, packet.ip, &session.key_in, &fields, start) == found.mac())
 }
 
 /// Merged datagrams are the agent's to hand back one by one, each to be judged for itself.

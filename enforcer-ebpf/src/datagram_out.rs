@@ -114,18 +114,21 @@ fn later_fragment(ctx: &TcContext, config: &Config, source: Source, parsed: &mut
     let ports = first_of(ctx, &parsed.ip, pu).unwrap_or_default();
     parsed.ip.key_of_sender((ports >> 16) as u16, ports as u16, &mut parsed.key);
     let packet = Datagram { ctx, config, source, ip: &parsed.ip, key: &parsed.key };
-    match find(packet.key, source.interface(ctx)) {
-        Lookup::Ours(flow) if flow.pu == pu && flow.state == SYN_SENT && flow.session == 0 => {
-            if hold(&packet, HELD_DATAGRAM, pu).is_ok() {
-                return taken();
-            }
-        }
-        Lookup::Ours(flow) if flow.pu == pu && flow.state != CUT => return PASS,
-        _ => {}
-    }
+    let waits = match find(packet.key, source.interface(ctx)) {
+        Lookup::Ours(flow) if flow.pu == pu && flow.state != CUT => Some(flow.state == SYN_SENT && flow.session == 0),
+        _ => None,
+    };
+    let reason = match waits {
+        Some(false) => return PASS,
+        Some(true) => match hold(&packet, HELD_DATAGRAM, pu) {
+            Ok(()) => return taken(),
+            Err(reason) => reason,
+        },
+        None => Reason::Fragment,
+    };
     cleared!(parties: Parties);
     parties.pu = pu;
-    refused(packet.key, parties, Reason::Fragment, At { role: CLIENT, inbound: false, by_peer: false });
+    refused(packet.key, parties, reason, At { role: CLIENT, inbound: false, by_peer: false });
     DROP
 }
 

@@ -65,7 +65,7 @@ pub fn datagram(bytes: &[u8]) -> bool {
     let denied = datagram.deny(common::drop_reason::Reason::NoRule, 7);
     let denied = datagram::Datagram::parse(&denied).expect("a DENY is a datagram");
     assert!(denied.trailer().is_some_and(|(trailer, before)| trailer.fields().time == 7 && before.is_empty()));
-    assert!(!datagram.is_given_back(&common::flow::Flow::default(), &common::identity::Session::default()));
+    assert!(datagram.given_back(&common::flow::Flow::default(), &common::identity::Session::default()).is_none());
     true
 }
 

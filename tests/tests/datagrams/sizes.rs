@@ -148,3 +148,44 @@ fn a_known_pair_sends_no_more_than_the_datagrams_themselves() -> Result<()> {
     }
     Ok(())
 }
+
+/// What `lab-tool ask` says.
+#[derive(Debug, Deserialize)]
+struct Asked {
+    found: Vec<String>,
+}
+
+#[test]
+fn a_resolver_may_be_a_pu() -> Result<()> {
+    let stage = Stage::new("dgdns")?;
+    stage.lab.write_policy("dns.yaml", "name: dns\nrules:\n  - ask: allow app=client -> app=server udp/53 tcp/53\n")?;
+    let servers = [stage.b.socket_v4(53), stage.b.socket_v6(53)];
+    let [four, six] = servers.each_ref().map(String::as_str);
+    // The second name's answer is too long for a datagram.
+    let records = ["www.example.org A 60 192.0.2.10", "many.example.org A 60 198.51.100.0/24"];
+    let line = ["resolver", "--listen", four, "--listen", six, "--record", records[0], "--record", records[1]];
+    let mut resolver = stage.server.spawn_tool(&line)?;
+    resolver.wait_for_line("READY", Duration::from_secs(5))?;
+    let ask_by = |how: &[&str], name: &str, server: &str| -> Result<usize> {
+        let line = ["ask", name, "--server", server, "--then", "1"];
+        let asked: Asked = stage.client.tool(&[&line[..], how].concat())?;
+        Ok(asked.found.len())
+    };
+    let ask = |name: &str, server: &str| ask_by(&[], name, server);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while ask("www.example.org", four).unwrap_or_default() == 0 {
+        ensure!(Instant::now() < deadline, "the policy is not in force");
+    }
+    let before = stage.b.counters()?;
+    for server in servers.each_ref().map(String::as_str) {
+        for _ in 0..3 {
+            assert_eq!(ask("www.example.org", server)?, 1, "{server}");
+        }
+        let many = |how: &[&str]| ask_by(how, "many.example.org", server);
+        assert_eq!((many(&[])?, many(&["--tcp"])?), (0, 250), "{server}: cut short, and whole");
+    }
+    refusals(&stage.b, &before, &[])?;
+    let counted = &stage.b.counters()? - &before;
+    assert!(counted.verdicts_in("allowed") >= 10, "each question bears identity");
+    Ok(())
+}
