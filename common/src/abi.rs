@@ -134,6 +134,8 @@ pub const LOSS_STATS: u32 = 8;
 
 /// DNS messages a CPU shows the agent in one tick of the kernel's clock.
 pub const NAMES_A_TICK: u64 = 16;
+/// Merged datagrams each CPU hands to the agent in a tick of the kernel's clock (1 to 10 ms).
+pub const MERGED_A_TICK: u64 = 16;
 
 /// Refusals a CPU records in one tick of the kernel's clock; a flood is counted, not described packet by packet.
 pub const RECORDS_A_TICK: u64 = 64;

@@ -49,7 +49,7 @@ reasons! {
     ReplyMac = 20, "reply_mac", "The answer's MAC is wrong or belongs to another connection.", "Look for forged or replayed packets, or for a middlebox that rewrites sequence numbers.";
     ConfirmMac = 21, "confirm_mac", "The confirmation's MAC is wrong or belongs to another connection.", "Look for forged or replayed packets, or for a middlebox that rewrites sequence numbers.";
     Unconfirmed = 22, "unconfirmed", "A segment came before the connection was confirmed.", "Nothing if rare (reordering): TCP sends it again.";
-    NoFlow = 23, "no_flow", "A segment belongs to no authenticated connection.", "Nothing if rare (late segments); connections older than their PU must be opened again.";
+    NoFlow = 23, "no_flow", "A segment, or what an error of ICMP quotes, belongs to no authenticated connection.", "Nothing if rare (late segments); connections older than their PU must be opened again.";
     ForgedByPu = 24, "forged_by_pu", "A PU tried to write identity itself.", "Look at that PU: it holds CAP_NET_RAW and forges packets.";
     IdentityMissing = 25, "identity_missing", "A packet of a known peer that must carry identity carries none.", "Look for a middlebox that removes TCP options, or for an attack.";
     OptionSpace = 26, "option_space", "The TCP header has no room left for identity.", "Switch off the option that takes the room (MD5, AO).";
@@ -81,7 +81,7 @@ reasons! {
     Challenged = 52, "challenged", "There are too many first contacts at once; the peer was asked to prove its address before anything else.", "Nothing if short: the peer answers at once. If it lasts, look for a flood from forged addresses.";
     HelloUnanswered = 53, "hello_unanswered", "A first contact was sent three times and nothing came back. It goes on trying.", "See whether the peer is up. If it answers others, look for a middlebox that drops SYNs with data (`datapath.fallback` gets round it) or with options it does not know.";
     DatagramReplayed = 54, "datagram_replayed", "The identity of a datagram was used before, or is older than what came since.", "Nothing if rare (doubled or much delayed packets); look for an attack otherwise.";
-    DatagramMerged = 55, "datagram_merged", "Datagrams that bear identity were merged into one on their way.", "Nothing if rare: later ones bear none. Otherwise switch off UDP aggregation at the receiving interface (`ethtool -K IF rx-udp-gro-forwarding off`).";
+    DatagramMerged = 55, "datagram_merged", "Datagrams that bear identity were merged into one on their way, and could not be taken apart: forged, too many at once, or no agent.", "Nothing if rare: later ones bear none. Otherwise start the agent, or switch off UDP aggregation at the receiving interface (`ethtool -K IF rx-udp-gro-forwarding off`).";
     FallbackOff = 56, "fallback_off", "A peer introduced itself out of band, which is not taken here, or not at that port.", "If the path between the two refuses first contacts, set `datapath.fallback = \"udp\"` and the same `datapath.fallback_port` at both ends.";
 }
 

@@ -36,6 +36,9 @@ pub const HELD_DATAGRAM_JUDGE: u32 = 13;
 /// A copy of a SYN of a local PU that has gone on: its first contact is to be made out of band, because nothing came back or
 /// because the path to that address is known to refuse it in band.
 pub const HELD_UNANSWERED: u32 = 14;
+/// A part of several datagrams, some of which bear identity, that the receiving interface has merged: to be handed back one by one.
+/// `subject` and `object` as of [`HELD_DATAGRAM`].
+pub const HELD_DATAGRAM_MERGED: u32 = 15;
 /// Parts of a datagram that are held at most: as many as make up the longest.
 pub const DATAGRAM_PARTS_MAX: u32 = 33;
 /// Parts of a frame that are shown at most.

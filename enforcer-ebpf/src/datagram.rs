@@ -66,6 +66,24 @@ pub fn ends_with_trailer(ctx: &TcContext, ip: &Ip) -> bool {
     load(ctx, ip.end - 4, &mut magic).is_ok() && magic == MAGIC.to_be()
 }
 
+/// Whether a datagram among those that this packet is made of, or is to be cut into, ends like one with a trailer: the last or the first.
+/// Those between are no other.
+#[inline(always)]
+pub fn holds_trailer(ctx: &TcContext, ip: &Ip) -> bool {
+    ends_with_trailer(ctx, ip) || segment_ends_with_trailer(ctx, ip)
+}
+
+#[inline(always)]
+fn segment_ends_with_trailer(ctx: &TcContext, ip: &Ip) -> bool {
+    // SAFETY: the context is valid for the whole program.
+    let segment = unsafe { (*ctx.skb.skb).gso_size };
+    if segment < TRAILER || ip.l4 > 1024 {
+        return false;
+    }
+    let mut magic = 0u32;
+    load(ctx, ip.l4 + HEADER + segment - 4, &mut magic).is_ok() && magic == MAGIC.to_be()
+}
+
 /// The trailer, if the packet has one and its lengths agree.
 #[inline(always)]
 pub fn trailer(ctx: &TcContext, ip: &Ip, found: &mut Trailer) -> bool {
@@ -84,13 +102,19 @@ pub fn udp_length(ctx: &TcContext, ip: &Ip) -> u32 {
 }
 
 /// The MAC of a trailer with these fields behind `fields.len` bytes of this packet's payload.
-#[inline(never)]
+#[inline(always)]
 pub fn sealed(ctx: &TcContext, ip: &Ip, key: &MacKey, fields: &Fields) -> u64 {
+    sealed_at(ctx, ip, key, fields, ip.l4 + HEADER)
+}
+
+/// As [`sealed`], where the payload begins at `start`.
+#[inline(never)]
+pub fn sealed_at(ctx: &TcContext, ip: &Ip, key: &MacKey, fields: &Fields, start: u32) -> u64 {
     let mut covered = [0u64; COVERED / 8];
     let len = if fields.len as usize > COVERED { COVERED as u32 } else { fields.len as u32 };
     if let Some(len) = bounded(len, COVERED as u32) {
         // SAFETY: at most the whole of a value we own; the kernel checks the packet's bounds.
-        unsafe { bpf_skb_load_bytes(raw(ctx), ip.l4 + HEADER, covered.as_mut_ptr().cast::<c_void>(), len) };
+        unsafe { bpf_skb_load_bytes(raw(ctx), start, covered.as_mut_ptr().cast::<c_void>(), len) };
     }
     mac(key, fields, ip.proto, &covered)
 }

@@ -2,9 +2,10 @@
 
 use aya_ebpf::{EbpfContext, programs::TcContext};
 use common::{
+    abi::MERGED_A_TICK,
     datagram::{BARE, Fields, Trailer},
     drop_reason::Reason,
-    event::{EVENT_CUT, HELD_DATAGRAM_ANSWER, HELD_DATAGRAM_HELLO, HELD_DATAGRAM_JUDGE},
+    event::{EVENT_CUT, HELD_DATAGRAM_ANSWER, HELD_DATAGRAM_HELLO, HELD_DATAGRAM_JUDGE, HELD_DATAGRAM_MERGED},
     flow::{
         CLIENT, CUT, ESTABLISHED, FLAG_CREDENTIAL_SENT, FLAG_LOG, Flow, PATH_EXTERNAL, PATH_HELLO, PATH_RESUME, SERVER,
         SYN_RECEIVED, SYN_SENT,
@@ -17,14 +18,16 @@ use common::{
 use crate::{
     attribute::{Source, UNMANAGED, ifindex, is_complete, is_forwarded, observes, pu_info},
     cleared::cleared,
-    datagram::{HEADER, is_fresh, sealed, trailer},
-    datagram_out::Datagram,
+    datagram::{HEADER, holds_trailer, is_fresh, sealed, sealed_at, trailer},
+    datagram_out::{Datagram, hold as hold_whole},
     datagram_rewrite::{retype, strip_bare, trim, turn, unreachable},
-    emit::{At, Hold, Parties, config, count_handshake, count_reason, flow_event, hold, now, refused},
+    emit::{At, Hold, Parties, config, count_handshake, count_reason, flow_event, hold, now, refused, within},
     flow_table::{Lookup, begins, coarse_now, enter, find, started},
+    gate::may_answer,
+    icmp_errors,
     inbound_open::peer_pu,
     judge::{judge, rejudge},
-    maps::{DATAGRAM_PEERS, SESSIONS},
+    maps::{DATAGRAM_PEERS, MERGED_SCRATCH, SESSIONS},
     other_protocols::approve,
     out_of_band,
     outbound::{DROP, PASS, scratch},
@@ -36,6 +39,9 @@ use crate::{
 #[inline(always)]
 pub fn received(ctx: &TcContext, source: Source) -> i32 {
     let (Some(config), Some(parsed)) = (config(), scratch(source)) else { return DROP };
+    if icmp_errors::is_one(&parsed.ip, (parsed.key.remote_port, parsed.key.local_port)) {
+        return icmp_errors::received(ctx, config, source, &parsed.ip);
+    }
     let mut found = Trailer::default();
     let identified = trailer(ctx, &parsed.ip, &mut found);
     if identified && out_of_band::is_one(&parsed.ip, &found) {
@@ -45,6 +51,9 @@ pub fn received(ctx: &TcContext, source: Source) -> i32 {
     let pu = match find(packet.key, source.interface(ctx)) {
         Lookup::Elsewhere => return PASS,
         Lookup::Ours(flow) if flow.path != PATH_EXTERNAL => {
+            if flow.state != CUT && is_merged(&packet, identified, &found) {
+                return apart(&packet, flow.pu);
+            }
             if !identified {
                 return without_identity(&packet, flow);
             }
@@ -61,6 +70,13 @@ pub fn received(ctx: &TcContext, source: Source) -> i32 {
     match (pu, identified) {
         (UNMANAGED, true) => nobody(&packet, &found),
         (UNMANAGED, false) => PASS,
+        (_, true) if is_merged(&packet, true, &found) => {
+            if is_proven(&packet, &found) {
+                apart(&packet, pu)
+            } else {
+                drop_for(&packet, pu, Reason::DatagramMerged)
+            }
+        }
         (_, true) => opened(&packet, pu, &found),
         (_, false) => drop_for(&packet, pu, Reason::ProtocolDenied),
     }
@@ -187,12 +203,39 @@ pub fn is_genuine(packet: &Datagram, session: &Session, found: &Trailer, fields:
         && sealed(packet.ctx, packet.ip, &session.key_in, fields) == found.mac()
 }
 
-/// What is wrong with a trailer that is not genuine.
-#[inline(always)]
-fn spoiled(packet: &Datagram, fields: &Fields, reason: Reason) -> Reason {
+/// Whether the receiving interface has merged several datagrams, of which one bears identity at least.
+#[inline(never)]
+fn is_merged(packet: &Datagram, identified: bool, found: &Trailer) -> bool {
     // SAFETY: the context is valid for the whole program.
-    let merged = unsafe { (*packet.ctx.skb.skb).gso_size } != 0;
-    if merged && fields.len as u32 != payload(packet.ip) { Reason::DatagramMerged } else { reason }
+    let segments = unsafe { (*packet.ctx.skb.skb).gso_size } != 0;
+    if identified {
+        segments && u16::from_be_bytes(found.len) as u32 != payload(packet.ip)
+    } else {
+        segments && holds_trailer(packet.ctx, packet.ip)
+    }
+}
+
+/// Whether the last of merged datagrams is a peer's.
+#[inline(never)]
+fn is_proven(packet: &Datagram, found: &Trailer) -> bool {
+    let fields = found.fields();
+    let all = payload(packet.ip);
+    if fields.len as u32 > all || found.version_type >> 4 != VERSION {
+        return false;
+    }
+    let start = packet.ip.l4 + HEADER + all - fields.len as u32;
+    // SAFETY: the agent replaces sessions whole; a torn read only makes a MAC wrong.
+    unsafe { SESSIONS.get(fields.index) }
+        .is_some_and(|session| sealed_at(packet.ctx, packet.ip, &session.key_in, &fields, start) == found.mac())
+}
+
+/// Merged datagrams are the agent's to hand back one by one, each to be judged for itself.
+#[inline(never)]
+fn apart(packet: &Datagram, pu: u32) -> i32 {
+    if within(MERGED_SCRATCH.get_ptr_mut(0), MERGED_A_TICK) && hold_whole(packet, HELD_DATAGRAM_MERGED, pu).is_ok() {
+        return DROP;
+    }
+    drop_for(packet, pu, Reason::DatagramMerged)
 }
 
 /// The peer has not heard of us yet, and says once more who it is.
@@ -204,7 +247,7 @@ fn again(packet: &Datagram, flow: &mut Flow, found: &Trailer) -> i32 {
         return drop_of(packet, flow, Reason::SessionExpired);
     };
     if !is_genuine(packet, session, found, &fields) {
-        return drop_of(packet, flow, spoiled(packet, &fields, Reason::ResumeMac));
+        return drop_of(packet, flow, Reason::ResumeMac);
     }
     if !is_fresh(flow.session, &fields) {
         return drop_of(packet, flow, Reason::DatagramReplayed);
@@ -240,7 +283,7 @@ fn replied(packet: &Datagram, flow: &mut Flow, found: &Trailer) -> i32 {
         return drop_of(packet, flow, Reason::SessionExpired);
     };
     if fields.peer_handle != flow.local_handle || !is_genuine(packet, session, found, &fields) {
-        return drop_of(packet, flow, spoiled(packet, &fields, Reason::ReplyMac));
+        return drop_of(packet, flow, Reason::ReplyMac);
     }
     if !is_fresh(flow.session, &fields) {
         return drop_of(packet, flow, Reason::DatagramReplayed);
@@ -316,6 +359,9 @@ fn opened(packet: &Datagram, pu: u32, found: &Trailer) -> i32 {
     match found.packet_type() {
         HELLO => {
             count_handshake(HELLO, true);
+            if !may_answer(&packet.ip.src) {
+                return drop_for(packet, pu, Reason::HelloBudget);
+            }
             to_agent(packet, HELD_DATAGRAM_HELLO, (pu, 0, info.identity))
         }
         RESUME | CONFIRM => {
@@ -381,7 +427,7 @@ fn resumed(packet: &Datagram, info: &Pu, found: &Trailer, parties: &mut Parties)
         return Ok(retry(packet, found, Reason::UnknownSession));
     }
     if !is_genuine(packet, session, found, &fields) {
-        return Ok(drop_for(packet, pu, spoiled(packet, &fields, Reason::ResumeMac)));
+        return Ok(drop_for(packet, pu, Reason::ResumeMac));
     }
     let Some(peer) = peer_pu(fields.index, fields.handle, now).filter(|_| fields.peer_handle == info.handle) else {
         return Ok(retry(packet, found, Reason::UnknownHandle));
@@ -440,6 +486,9 @@ fn resumed(packet: &Datagram, info: &Pu, found: &Trailer, parties: &mut Parties)
 #[inline(never)]
 fn retry(packet: &Datagram, found: &Trailer, reason: Reason) -> i32 {
     count_reason(reason, true);
+    if !may_answer(&packet.ip.src) {
+        return DROP;
+    }
     count_handshake(RETRY, false);
     let from = u16::from_ne_bytes([found.version_type, found.flags]);
     let to = u16::from_ne_bytes([VERSION << 4 | RETRY, reason as u8]);

@@ -25,22 +25,26 @@ use common::{
 use crate::{
     attribute::{Source, UNMANAGED, ifindex, is_complete, pu_info},
     cleared::cleared,
-    datagram::{HEADER, ends_with_trailer, sealed, udp_length},
-    datagram_rewrite::{attach, strip_bare, unreachable},
+    datagram::{HEADER, holds_trailer, sealed, udp_length},
+    datagram_rewrite::{attach, drop_fragment_header, strip_bare, unreachable},
     emit::{At, Parties, config, count, count_handshake, count_reason, now, refused},
     flow_table::{Lookup, coarse_now, enter, find, remove},
     hook_tc_egress::own,
+    icmp_errors,
     judge::{judge, rejudge},
     maps::{DATAGRAM_PEERS, FLOWS, HANDSHAKES, KNOWN_TO_PEER, NETWORKS, PACKET_SCRATCH, PEER_PUS, SESSIONS},
-    other_protocols::{is_echo, judge_beside, ports, sent_first},
+    other_protocols::{PASSED, first_of, is_echo, judge_beside, ports, sent_first},
     outbound::{DROP, PASS, scratch},
     outbound_open::LOOPBACK,
-    packet::{Ip, Kind, Parsed, UDP, bounded, parse, raw, read},
+    packet::{ETH_LEN, Ip, Kind, Parsed, UDP, bounded, parse, raw, read},
     turn_around::{Way, send_back},
 };
 
 /// How long what a peer refused is not tried again, nanoseconds.
 const AGAIN_NS: u64 = 5_000_000_000;
+
+/// Bytes of a packet that every path takes: IPv6's least MTU (RFC 8200 section 5), which those of IPv4 have, too, today.
+const EVERY_PATH: u32 = 1280;
 
 /// Bytes of a datagram in one record.
 const PART: u32 = FRAME_MAX as u32;
@@ -62,9 +66,15 @@ pub struct Datagram<'a> {
 #[inline(always)]
 pub fn sent(ctx: &TcContext, source: Source) -> i32 {
     let (Some(config), Some(parsed)) = (config(), scratch(source)) else { return DROP };
+    if parsed.ip.later_fragment {
+        return later_fragment(ctx, config, source, parsed);
+    }
     let packet = Datagram { ctx, config, source, ip: &parsed.ip, key: &parsed.key };
+    if icmp_errors::is_one(packet.ip, (packet.key.local_port, packet.key.remote_port)) {
+        return icmp_errors::sent(ctx, source, packet.ip);
+    }
     let sender = source.sender(ctx);
-    if ends_with_trailer(ctx, packet.ip) {
+    if holds_trailer(ctx, packet.ip) {
         cleared!(parties: Parties);
         parties.pu = sender;
         refused(packet.key, parties, Reason::ForgedByPu, At { role: CLIENT, inbound: false, by_peer: false });
@@ -95,6 +105,31 @@ pub fn sent(ctx: &TcContext, source: Source) -> i32 {
         },
         verdict => verdict,
     }
+}
+
+/// A fragment whose first one the agent keeps, or kept: it waits with it, or goes on like it.
+#[inline(never)]
+fn later_fragment(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Parsed) -> i32 {
+    let pu = source.sender(ctx);
+    let ports = first_of(ctx, &parsed.ip, pu).unwrap_or_default();
+    parsed.ip.key_of_sender((ports >> 16) as u16, ports as u16, &mut parsed.key);
+    let packet = Datagram { ctx, config, source, ip: &parsed.ip, key: &parsed.key };
+    let waits = match find(packet.key, source.interface(ctx)) {
+        Lookup::Ours(flow) if flow.pu == pu && flow.state != CUT => Some(flow.state == SYN_SENT && flow.session == 0),
+        _ => None,
+    };
+    let reason = match waits {
+        Some(false) => return PASS,
+        Some(true) => match hold(&packet, HELD_DATAGRAM, pu) {
+            Ok(()) => return taken(),
+            Err(reason) => reason,
+        },
+        None => Reason::Fragment,
+    };
+    cleared!(parties: Parties);
+    parties.pu = pu;
+    refused(packet.key, parties, reason, At { role: CLIENT, inbound: false, by_peer: false });
+    DROP
 }
 
 /// `None`: as if there were no flow.
@@ -134,7 +169,7 @@ fn of_flow(packet: &Datagram, flow: &mut Flow) -> Option<i32> {
 #[inline(always)]
 fn note_first(packet: &Datagram) {
     if packet.ip.first_fragment {
-        sent_first(packet.ctx, packet.source, packet.ip);
+        sent_first(packet.ctx, packet.source, packet.ip, PASSED);
     }
 }
 
@@ -258,12 +293,12 @@ fn first_contact(packet: &Datagram, pu: u32, info: &Pu) -> i32 {
         begin(packet, flow, pu, info);
         flow.path = PATH_HELLO;
     });
-    let result = entered.and_then(|()| hold(packet, pu));
+    let result = entered.and_then(|()| hold(packet, HELD_DATAGRAM, pu));
     cleared!(parties: Parties);
     parties.pu = pu;
     parties.local_identity = info.identity;
     match result {
-        Ok(()) => taken(),
+        Ok(()) => held(packet),
         Err(reason) => {
             remove(packet.key);
             refuse(packet, parties, reason, CLIENT)
@@ -274,14 +309,24 @@ fn first_contact(packet: &Datagram, pu: u32, info: &Pu) -> i32 {
 /// One more datagram for a peer that has not answered yet.
 #[inline(never)]
 fn wait(packet: &Datagram, flow: &Flow) -> i32 {
-    match hold(packet, flow.pu) {
-        Ok(()) => taken(),
+    match hold(packet, HELD_DATAGRAM, flow.pu) {
+        Ok(()) => held(packet),
         Err(reason) => {
             let parties = Parties::of(flow);
             remove(packet.key);
             refuse(packet, &parties, reason, CLIENT)
         }
     }
+}
+
+/// The agent keeps it; later fragments are to wait with it.
+#[inline(always)]
+fn held(packet: &Datagram) -> i32 {
+    if packet.ip.first_fragment {
+        let ports = (packet.key.local_port as u32) << 16 | packet.key.remote_port as u32;
+        sent_first(packet.ctx, packet.source, packet.ip, ports);
+    }
+    taken()
 }
 
 /// Drops the packet, but not so that its sender takes it for an error.
@@ -293,7 +338,7 @@ fn taken() -> i32 {
 
 /// Copies the whole frame to the agent, in parts if it is longer than one record.
 #[inline(never)]
-fn hold(packet: &Datagram, pu: u32) -> Result<(), Reason> {
+pub fn hold(packet: &Datagram, kind: u32, pu: u32) -> Result<(), Reason> {
     let (ctx, config) = (packet.ctx, packet.config);
     let now = now();
     if now.wrapping_sub(config.heartbeat_ns) > config.agent_timeout_ns && now > config.heartbeat_ns {
@@ -313,10 +358,10 @@ fn hold(packet: &Datagram, pu: u32) -> Result<(), Reason> {
         // SAFETY: `held` is the reservation, large enough for a whole record; every field the agent reads is written.
         let copied = unsafe {
             (*held).time_ns = now;
-            (*held).kind = HELD_DATAGRAM;
+            (*held).kind = kind;
             (*held).len = len;
             (*held).ifindex = (*ctx.skb.skb).ifindex;
-            // This is the way out: at a PU's own interface, its ingress.
+            // Of the way out: at a PU's own interface, its ingress.
             (*held).at_pu_interface = (packet.source == Source::Interface) as u32;
             (*held).pu = pu;
             (*held).subject = total;
@@ -406,10 +451,15 @@ fn type_of(flow: &Flow) -> u8 {
     }
 }
 
-/// Whether the packet is one that a trailer can be put behind, and stays within the interface's MTU with it.
+/// Whether the packet is one that a trailer can be put behind, and stays with it within what every path takes, and within the
+/// interface's MTU. What the path itself takes is not for a program at an interface to know.
 #[inline(always)]
 fn has_room(packet: &Datagram) -> bool {
     const TRAILER: u32 = TRAILER_LEN as u32;
+    let len = packet.ip.end + TRAILER - ETH_LEN;
+    if len > EVERY_PATH && ifindex(packet.ctx) != LOOPBACK {
+        return false;
+    }
     let mut mtu = 0u32;
     // SAFETY: a helper call on our own context; the context is valid for the whole program.
     unsafe {
@@ -470,6 +520,9 @@ fn strip(ctx: &TcContext, parsed: &mut Parsed) -> bool {
     }
     // SAFETY: the agent replaces sessions whole; a torn read only makes a MAC wrong.
     let Some(session) = (unsafe { SESSIONS.get(flow.session) }) else { return false };
+    if parsed.ip.v6 && parsed.ip.first_fragment && drop_fragment_header(ctx, &mut parsed.ip).is_err() {
+        return false;
+    }
     let mut trailer = Trailer { flags: BARE, ..Trailer::default() };
     fill(ctx, &parsed.ip, flow, session, &mut trailer);
     if strip_bare(ctx, &parsed.ip, &trailer).is_err() {

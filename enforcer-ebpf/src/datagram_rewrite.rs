@@ -143,6 +143,17 @@ pub fn retype(ctx: &TcContext, ip: &Ip, from: u16, to: u16) -> Result<(), Reason
     replace(ctx, ip, from, to, 0)
 }
 
+/// Moves the transport header of IPv6's first fragment to where the fragment header stands, its only extension; what follows is
+/// to be cut off.
+#[inline(never)]
+pub fn drop_fragment_header(ctx: &TcContext, ip: &mut Ip) -> Result<(), Reason> {
+    let mut header = 0u64;
+    load(ctx, ip.l4, &mut header)?;
+    ip.l4 = ETH_LEN + 40;
+    store(ctx, ip.l4, &header)?;
+    store(ctx, ETH_LEN + 6, &ip.proto)
+}
+
 /// Makes the packet one of nothing but a trailer, in one piece.
 #[inline(never)]
 pub fn strip_bare(ctx: &TcContext, ip: &Ip, trailer: &Trailer) -> Result<(), Reason> {
@@ -258,7 +269,7 @@ struct Quote6 {
 /// Puts in the packet's place the error of ICMP that its PU's socket gets for what it sent: nobody is there.
 #[inline(never)]
 pub fn unreachable(ctx: &TcContext, ip: &Ip, key: &FlowKey, way: Way) -> Result<(), Reason> {
-    if ip.proto != UDP || ip.l4 != ETH_LEN + if ip.v6 { 40 } else { 20 } {
+    if ip.proto != UDP || ip.extended {
         return Err(Reason::Internal);
     }
     if way == Way::Out {
@@ -270,7 +281,8 @@ pub fn unreachable(ctx: &TcContext, ip: &Ip, key: &FlowKey, way: Way) -> Result<
 #[inline(always)]
 fn unreachable4(ctx: &TcContext, ip: &Ip, key: &FlowKey) -> Result<(), Reason> {
     const LEN: u32 = size_of::<Quote4>() as u32;
-    let end = ip.l4 + LEN;
+    const L4: u32 = ETH_LEN + 20;
+    let end = L4 + LEN;
     change_tail(ctx, end)?;
     set_network_length(ctx, ip, end)?;
     replace_l3(ctx, 6, 0)?;
@@ -297,13 +309,15 @@ fn unreachable4(ctx: &TcContext, ip: &Ip, key: &FlowKey) -> Result<(), Reason> {
         let whole = core::ptr::from_mut(&mut quote).cast::<u32>();
         quote.icmp[1] = check(bpf_csum_diff(core::ptr::null_mut(), 0, whole, LEN, 0) as u32);
     }
-    store(ctx, ip.l4, &quote)
+    store(ctx, L4, &quote)
 }
 
 #[inline(always)]
 fn unreachable6(ctx: &TcContext, ip: &Ip, key: &FlowKey) -> Result<(), Reason> {
     const LEN: u32 = size_of::<Quote6>() as u32;
-    let end = ip.l4 + LEN;
+    // A fragment header is overwritten.
+    const L4: u32 = ETH_LEN + 40;
+    let end = L4 + LEN;
     change_tail(ctx, end)?;
     set_network_length(ctx, ip, end)?;
     store(ctx, ETH_LEN + 6, &ICMPV6)?;
@@ -330,7 +344,7 @@ fn unreachable6(ctx: &TcContext, ip: &Ip, key: &FlowKey) -> Result<(), Reason> {
         bpf_csum_diff(core::ptr::null_mut(), 0, whole, LEN, 0) as u32
     };
     quote.icmp[1] = check(folded(pseudo + sum as u64));
-    store(ctx, ip.l4, &quote)
+    store(ctx, L4, &quote)
 }
 
 /// The checksum of a sum.

@@ -21,11 +21,12 @@ use crate::{
     emit::{At, Parties, config, refused},
     flow_table::{Lookup, coarse_now, find},
     host::is_withdrawn,
+    icmp_errors,
     judge::rejudge,
     maps::JUDGED_SCRATCH,
-    other_protocols::{hears_anyway, is_approved, judge_beside, judge_received, ports},
+    other_protocols::{is_approved, is_neighbour_discovery, judge_beside, judge_received, ports},
     outbound::{PASS, scratch},
-    packet::{Parsed, TCP, is_to_many, network_header},
+    packet::{Ip, Parsed, TCP, is_to_many, network_header},
 };
 
 const ALLOW: i32 = 1;
@@ -68,8 +69,11 @@ fn heard(ctx: &TcContext, config: &Config, pu: u32) -> i32 {
     let Some((sport, dport)) = ports(ctx, &parsed.ip) else { return refuse(parsed, pu, Reason::Malformed) };
     parsed.ip.key_of_receiver(sport, dport, &mut parsed.key);
     let many = is_to_many(ctx, &parsed.ip);
-    if hears_anyway(&parsed.ip, (sport, dport)) || !many && !is_judged_at(ifindex(ctx)) {
+    if is_neighbour_discovery(&parsed.ip, (sport, dport)) || !many && !is_judged_at(ifindex(ctx)) {
         return ALLOW;
+    }
+    if icmp_errors::is_one(&parsed.ip, (sport, dport)) {
+        return of_error(ctx, &parsed.ip, pu);
     }
     match find(&parsed.key, 0) {
         Lookup::Ours(flow) if flow.pu == pu && !many && flow.state != CUT => ALLOW,
@@ -86,6 +90,19 @@ fn heard(ctx: &TcContext, config: &Config, pu: u32) -> i32 {
         Lookup::Ours(flow) if flow.pu != pu && flow.state == ESTABLISHED => verdict(judge_beside(parsed, pu, SERVER)),
         Lookup::Elsewhere => verdict(judge_beside(parsed, pu, SERVER)),
         _ => verdict(judge_received(ctx, config, parsed, pu)),
+    }
+}
+
+/// A raw socket hears the errors of its PU's own flows.
+#[inline(never)]
+fn of_error(ctx: &TcContext, outer: &Ip, pu: u32) -> i32 {
+    let Some(quote) = icmp_errors::place() else { return REFUSE };
+    if !icmp_errors::read_quote(ctx, outer, quote, true) {
+        return refuse(quote, pu, Reason::Malformed);
+    }
+    match find(&quote.key, 0) {
+        Lookup::Ours(flow) if flow.pu == pu && flow.state != CUT => ALLOW,
+        _ => refuse(quote, pu, Reason::NoFlow),
     }
 }
 

@@ -27,6 +27,7 @@ mod hook_tc_ingress;
 mod hook_tc_stack;
 mod hook_xdp;
 mod host;
+mod icmp_errors;
 mod inbound;
 mod inbound_answer;
 mod inbound_open;

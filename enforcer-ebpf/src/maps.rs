@@ -139,6 +139,9 @@ pub static WORKLOADS: RingBuf<WorkloadEvent, 262144> = RingBuf::new();
 /// DNS messages this CPU has shown the agent in the present tick.
 #[btf_map]
 pub static NAMES_SCRATCH: PerCpuArray<Budget, 1> = PerCpuArray::new();
+/// Merged datagrams this CPU has handed to the agent in the present tick.
+#[btf_map]
+pub static MERGED_SCRATCH: PerCpuArray<Budget, 1> = PerCpuArray::new();
 /// Frames for the agent.
 #[btf_map]
 pub static HANDSHAKES: RingBuf<Held, 4194304> = RingBuf::new();

@@ -13,15 +13,15 @@ use common::{
 use crate::{
     attribute::{Source, UNMANAGED, ifindex, is_complete, observes, pu_info},
     cleared::{Clear, cleared},
-    datagram::{HAND_ON, ends_with_trailer},
+    datagram::{HAND_ON, ends_with_trailer, holds_trailer},
     emit::{At, Parties, config, count_reason, now, refused},
     flow_table::{Lookup, coarse_now, enter_once, find},
-    host,
+    host, icmp_errors,
     judge::{Verdict, judge, rejudge},
     maps::{FRAGMENTS_SCRATCH, JUDGED_SCRATCH, NETWORKS},
     names,
     outbound::{DROP, PASS},
-    packet::{ICMP, ICMPV6, Ip, Parsed, TCP, UDP, fragment_id, is_of_the_link, is_own_copy, is_to_many, read},
+    packet::{Bytes, ICMP, ICMPV6, Ip, Parsed, TCP, UDP, fragment_id, is_of_the_link, is_own_copy, is_to_many, read},
     turn_around::Way,
 };
 
@@ -107,7 +107,7 @@ pub fn outbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut P
     }
     let result = first_or_whole(ctx, config, source, parsed);
     if parsed.ip.first_fragment && result == PASS {
-        sent_first(ctx, source, &parsed.ip);
+        sent_first(ctx, source, &parsed.ip, PASSED);
     }
     result
 }
@@ -118,10 +118,12 @@ pub struct FragmentKey {
     source: Addr,
     target: Addr,
     pu: u32,
-    id: u16,
-    proto: u8,
-    pad: u8,
+    id: u32,
+    proto: u64,
 }
+
+/// Of a packet's fragments: the others pass. Otherwise its ports, for them to be decided by its flow.
+pub const PASSED: u32 = 0;
 
 // SAFETY: integers and arrays of integers only, aligned to eight bytes, of a size that is a multiple of eight.
 unsafe impl Clear for FragmentKey {}
@@ -131,21 +133,31 @@ fn fragment_key(ctx: &TcContext, ip: &Ip, pu: u32, key: &mut FragmentKey) {
     key.source = ip.src;
     key.target = ip.dst;
     key.pu = pu;
-    key.id = fragment_id(ctx);
-    key.proto = ip.proto;
+    key.id = fragment_id(ctx, ip);
+    key.proto = ip.proto as u64;
 }
 
+/// Notes what becomes of a packet's later fragments: [`PASSED`], or its ports.
 #[inline(never)]
-pub fn sent_first(ctx: &TcContext, source: Source, ip: &Ip) {
+pub fn sent_first(ctx: &TcContext, source: Source, ip: &Ip, what: u32) {
     let pu = source.sender(ctx);
-    if pu != UNMANAGED && !ip.v6 {
+    if pu != UNMANAGED {
         cleared!(key: FragmentKey);
         fragment_key(ctx, ip, pu, key);
-        let _ = FRAGMENTS_SCRATCH.insert(&*key, 1, 0);
+        let _ = FRAGMENTS_SCRATCH.insert(&*key, what, 0);
     }
 }
 
-/// A fragment without ports follows the one that has them. Of IPv6 a PU sends none.
+/// What was noted of the packet that a later fragment of `pu` belongs to.
+#[inline(never)]
+pub fn first_of(ctx: &TcContext, ip: &Ip, pu: u32) -> Option<u32> {
+    cleared!(key: FragmentKey);
+    fragment_key(ctx, ip, pu, key);
+    // SAFETY: read-only value of a scalar.
+    unsafe { FRAGMENTS_SCRATCH.get(&*key) }.copied()
+}
+
+/// A fragment without ports follows the one that has them.
 #[inline(never)]
 fn later_fragment(ctx: &TcContext, source: Source, parsed: &mut Parsed) -> i32 {
     let pu = source.sender(ctx);
@@ -153,11 +165,10 @@ fn later_fragment(ctx: &TcContext, source: Source, parsed: &mut Parsed) -> i32 {
         return PASS;
     }
     let ip = &parsed.ip;
-    cleared!(key: FragmentKey);
-    fragment_key(ctx, ip, pu, key);
-    // SAFETY: only whether there is an entry.
-    if !ip.v6 && unsafe { FRAGMENTS_SCRATCH.get(&*key) }.is_some() {
-        return PASS;
+    match first_of(ctx, ip, pu) {
+        Some(PASSED) => return PASS,
+        Some(_) => return HAND_ON,
+        None => {}
     }
     ip.key_of_sender(0, 0, &mut parsed.key);
     cleared!(parties: Parties);
@@ -211,7 +222,7 @@ fn first_or_whole(ctx: &TcContext, config: &Config, source: Source, parsed: &mut
 #[inline(always)]
 fn is_for_datagrams(ctx: &TcContext, config: &Config, ip: &Ip, flow: &Flow) -> bool {
     flow.path != PATH_EXTERNAL
-        && (flow.state != ESTABLISHED || flow.generation != config.generation || ends_with_trailer(ctx, ip))
+        && (flow.state != ESTABLISHED || flow.generation != config.generation || holds_trailer(ctx, ip))
 }
 
 /// The PU that sends within a flow of another's, by a shared port, a raw or a packet socket.
@@ -253,7 +264,9 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Pa
     }
     ip.key_of_receiver(sport, dport, &mut parsed.key);
     let key = &parsed.key;
-    let found = find(key, source.interface(ctx));
+    // An error belongs to the flow it quotes, not to one of errors.
+    let error = icmp_errors::is_one(ip, (sport, dport));
+    let found = if error { Lookup::None } else { find(key, source.interface(ctx)) };
     if let Lookup::Ours(flow) = &found {
         approve(ctx, config, source, flow.pu);
     }
@@ -282,14 +295,14 @@ pub fn inbound(ctx: &TcContext, config: &Config, source: Source, parsed: &mut Pa
             let _ = JUDGED_SCRATCH.insert(interface, 1, 0);
         }
     }
-    if (ip.proto == UDP || is_echo(ip, dport)) && ends_with_trailer(ctx, ip) {
+    if error || (ip.proto == UDP || is_echo(ip, dport)) && ends_with_trailer(ctx, ip) {
         return HAND_ON;
     }
     if source == Source::Socket && ip.proto != TCP && ip.proto != UDP {
         return PASS;
     }
     let pu = source.receiver(ctx, ip, key, false);
-    if pu == UNMANAGED || hears_anyway(ip, (sport, dport)) {
+    if pu == UNMANAGED || is_neighbour_discovery(ip, (sport, dport)) {
         return PASS;
     }
     approve(ctx, config, source, pu);
@@ -313,12 +326,6 @@ pub fn approve(ctx: &TcContext, config: &Config, source: Source, pu: u32) {
 pub fn is_approved(ctx: &TcContext, config: &Config, pu: u32) -> bool {
     // SAFETY: as above.
     config.mark != 0 && unsafe { (*ctx.skb.skb).priority } == config.mark ^ pu
-}
-
-/// What no policy is asked about: without it a host has no network, or none of its connections an end.
-#[inline(always)]
-pub fn hears_anyway(ip: &Ip, ports: (u16, u16)) -> bool {
-    is_neighbour_discovery(ip, ports) || is_icmp_error(ip, ports)
 }
 
 /// Judges what one socket of `pu` is about to hear.
@@ -359,9 +366,15 @@ fn by_address(
     };
     match result {
         Ok(()) => PASS,
-        Err(Reason::ProtocolDenied) if hand_on && (ip.proto == UDP || is_echo(ip, key.remote_port)) => HAND_ON,
+        Err(Reason::ProtocolDenied) if hand_on && may_bear_identity(ip, key) => HAND_ON,
         Err(reason) => denied(key, parties, reason, role),
     }
+}
+
+/// What bears identity, or belongs to a flow that does.
+#[inline(always)]
+fn may_bear_identity(ip: &Ip, key: &FlowKey) -> bool {
+    ip.proto == UDP || is_echo(ip, key.remote_port) || icmp_errors::is_one(ip, (key.local_port, key.remote_port))
 }
 
 #[inline(always)]
@@ -449,7 +462,7 @@ fn note(
 /// Ports of TCP and UDP; zero otherwise. Of ICMP, type and code stand in both, but an echo's are the port of the end that
 /// answers, and its identifier the port of the one that asks.
 #[inline(always)]
-pub fn ports(ctx: &TcContext, ip: &Ip) -> Option<(u16, u16)> {
+pub fn ports(ctx: &impl Bytes, ip: &Ip) -> Option<(u16, u16)> {
     if ip.l4 > 1024 {
         return None;
     }
@@ -475,23 +488,13 @@ pub fn ports(ctx: &TcContext, ip: &Ip) -> Option<(u16, u16)> {
 
 /// Router and neighbour discovery (RFC 4861), without which a host has no network at all. `ports` as of [`ports`].
 #[inline(always)]
-fn is_neighbour_discovery(ip: &Ip, ports: (u16, u16)) -> bool {
+pub fn is_neighbour_discovery(ip: &Ip, ports: (u16, u16)) -> bool {
     ip.proto == ICMPV6 && ports.0 == ports.1 && matches!(ports.0 >> 8, 133..=137)
 }
 
 #[inline(always)]
 pub fn is_echo(ip: &Ip, kind: u16) -> bool {
     ip.proto == ICMP && kind >> 8 == 8 || ip.proto == ICMPV6 && kind >> 8 == 128
-}
-
-/// Errors that quote a packet: unreachable, too big, time exceeded, parameter problem.
-#[inline(always)]
-fn is_icmp_error(ip: &Ip, ports: (u16, u16)) -> bool {
-    match ip.proto {
-        ICMP => ports.0 == ports.1 && matches!(ports.0 >> 8, 3 | 11 | 12),
-        ICMPV6 => ports.0 == ports.1 && matches!(ports.0 >> 8, 1..=4),
-        _ => false,
-    }
 }
 
 /// DHCP and DHCPv6 clients asking a server, without which a host loses its address.

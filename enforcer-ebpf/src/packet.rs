@@ -21,6 +21,9 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 
+/// Length of IPv6's fragment header.
+pub const FRAGMENT_HEADER: u32 = 8;
+
 /// Extension headers that are walked before a packet is taken for malformed.
 const MAX_EXTENSION_HEADERS: u32 = 8;
 
@@ -37,7 +40,7 @@ pub struct Ip {
     pub v6: bool,
     /// Transport protocol.
     pub proto: u8,
-    /// IPv6 extension headers, or IPv4 options, stand before the transport header.
+    /// IPv6 extension headers other than a fragment's, or IPv4 options, stand before the transport header.
     pub extended: bool,
     /// The first fragment of several.
     pub first_fragment: bool,
@@ -139,7 +142,7 @@ fn read_address(bytes: &impl Bytes, offset: u32) -> Option<Addr> {
 
 /// Makes the headers readable if they may lie outside the linear part; whether anything was moved.
 #[inline(always)]
-fn pull(ctx: &TcContext) -> bool {
+pub fn pull(ctx: &TcContext) -> bool {
     let wanted = if ctx.len() < 128 { ctx.len() } else { 128 };
     // SAFETY: a helper call on our own context.
     ctx.data() + wanted as usize > ctx.data_end() && unsafe { bpf_skb_pull_data(ctx.skb.skb, wanted) } == 0
@@ -231,10 +234,13 @@ pub fn is_of_the_link(ctx: &TcContext) -> bool {
     })
 }
 
-/// What the fragments of one IPv4 packet have in common besides addresses and protocol.
+/// What the fragments of one packet have in common besides addresses and protocol; of IPv6, where its header is the only extension.
 #[inline(always)]
-pub fn fragment_id(ctx: &TcContext) -> u16 {
-    read::<u16>(ctx, ETH_LEN + 4).unwrap_or_default()
+pub fn fragment_id(ctx: &TcContext, ip: &Ip) -> u32 {
+    if ip.v6 {
+        return read::<u32>(ctx, ETH_LEN + 40 + 4).unwrap_or_default();
+    }
+    read::<u16>(ctx, ETH_LEN + 4).unwrap_or_default() as u32
 }
 
 /// Parses what lies in the linear part.
@@ -278,8 +284,14 @@ fn is_bare(ctx: &TcContext) -> bool {
 /// Parses a network header at the very start of a packet.
 #[inline(always)]
 pub fn network_header(ctx: &TcContext, found: &mut Ip) -> Result<(), Stop> {
-    let start: [u8; 2] = read(ctx, 0).ok_or(Stop::Malformed)?;
-    if start[0] >> 4 == 4 { ipv4(ctx, 0, found) } else { ipv6(ctx, 0, found) }
+    header_at(ctx, 0, found)
+}
+
+/// Parses a network header that begins at `start`.
+#[inline(always)]
+pub fn header_at(bytes: &impl Bytes, start: u32, found: &mut Ip) -> Result<(), Stop> {
+    let first: [u8; 2] = read(bytes, start).ok_or(Stop::Malformed)?;
+    if first[0] >> 4 == 4 { ipv4(bytes, start, found) } else { ipv6(bytes, start, found) }
 }
 
 /// Parses the network header.
@@ -347,9 +359,12 @@ fn is_extension(next: u8) -> bool {
 
 #[inline(always)]
 fn walk_extensions(bytes: &impl Bytes, found: &mut Ip) -> Result<(), Stop> {
+    let only = found.l4 + FRAGMENT_HEADER;
     found.extended = true;
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension(found.proto) {
+            // A fragment header that says there is but one piece is as good as any other option.
+            found.extended = !found.first_fragment || found.l4 != only;
             return Ok(());
         }
         if found.l4 > 512 {
@@ -372,6 +387,7 @@ fn walk_extensions(bytes: &impl Bytes, found: &mut Ip) -> Result<(), Stop> {
         found.proto = header[0];
         found.l4 += len;
         if found.later_fragment {
+            found.extended = found.l4 != only;
             return Ok(());
         }
     }

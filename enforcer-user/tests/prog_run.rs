@@ -4,6 +4,8 @@
 
 #[path = "prog_run/arriving.rs"]
 mod arriving;
+#[path = "prog_run/datagrams.rs"]
+mod datagrams;
 #[path = "prog_run/handshake.rs"]
 mod handshake;
 #[path = "prog_run/leaving.rs"]

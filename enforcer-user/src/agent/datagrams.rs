@@ -8,10 +8,11 @@ use std::{
 
 use common::{
     abi::{self, INJECT_ANSWER, INJECT_INGRESS, INJECT_TRUSTED},
-    datagram::DatagramPeer,
+    datagram::{BARE, DatagramPeer},
     drop_reason::Reason,
     event::{
-        self, EVENT_DENY, Event, HELD_DATAGRAM, HELD_DATAGRAM_ANSWER, HELD_DATAGRAM_HELLO, HELD_DATAGRAM_JUDGE, Held,
+        self, EVENT_DENY, Event, HELD_DATAGRAM, HELD_DATAGRAM_ANSWER, HELD_DATAGRAM_HELLO, HELD_DATAGRAM_JUDGE,
+        HELD_DATAGRAM_MERGED, Held,
     },
     flow::{CLIENT, FLAG_LOG, FLAG_RETRIED, Flow, FlowKey, PATH_HELLO, SYN_SENT},
     identity::SessionPu,
@@ -26,7 +27,7 @@ use super::{
 use crate::{
     dns::{Conn, Part, Parts},
     handshake::{
-        HandshakeError, LocalPu,
+        FrameError, HandshakeError, LocalPu,
         datagram::{self, Datagram},
     },
     metrics::{HandshakeKind, Metrics},
@@ -65,6 +66,10 @@ struct Peer {
     at_pu_interface: bool,
     /// By which the answer is known.
     number: u64,
+    /// A datagram of the flow, which HELLO is made like.
+    like: Vec<u8>,
+    /// The flow before the peer gave back something of it.
+    former: Option<Flow>,
     frames: Vec<(Vec<u8>, usize)>,
     bytes: usize,
     next: Instant,
@@ -77,6 +82,15 @@ impl Waiting {
     }
 }
 
+impl Inner {
+    /// Adds a part; the frame, if it was the last one.
+    fn add(&mut self, held: &Held, bytes: &[u8]) -> Option<Vec<u8>> {
+        let (offset, total) = (held.offset as usize, held.subject as usize);
+        let conn = Conn { pu: held.pu, key: held.key };
+        self.parts.add(Part { conn, kind: held.kind, offset, total, bytes })
+    }
+}
+
 impl Peer {
     fn new(held: &Held, at_pu_interface: bool) -> Self {
         Self {
@@ -84,6 +98,8 @@ impl Peer {
             ifindex: held.ifindex,
             at_pu_interface,
             number: rand::random(),
+            like: Vec::new(),
+            former: None,
             frames: Vec::new(),
             bytes: 0,
             next: Instant::now(),
@@ -97,12 +113,15 @@ impl Peer {
             return false;
         }
         self.bytes += frame.len();
+        if self.like.is_empty() {
+            self.like.clone_from(&frame);
+        }
         self.frames.push((frame, segment));
         true
     }
 
     fn first(&self) -> Option<Datagram<'_>> {
-        self.frames.first().and_then(|(frame, _)| Datagram::parse(frame).ok())
+        Datagram::parse(&self.like).ok()
     }
 
     /// Where what the PU sends goes on.
@@ -113,7 +132,10 @@ impl Peer {
 
 /// Whether this record is about datagrams.
 pub(super) fn is_one(kind: u32) -> bool {
-    matches!(kind, HELD_DATAGRAM | HELD_DATAGRAM_HELLO | HELD_DATAGRAM_ANSWER | HELD_DATAGRAM_JUDGE)
+    matches!(
+        kind,
+        HELD_DATAGRAM | HELD_DATAGRAM_HELLO | HELD_DATAGRAM_ANSWER | HELD_DATAGRAM_JUDGE | HELD_DATAGRAM_MERGED
+    )
 }
 
 /// Decides one held datagram.
@@ -121,6 +143,9 @@ pub(super) fn decide(shared: &Shared, metrics: &Metrics, held: &Held) {
     let bytes = held.frame.get(..held.len as usize).unwrap_or_default();
     if held.kind == HELD_DATAGRAM {
         return sent(shared, held, bytes);
+    }
+    if held.kind == HELD_DATAGRAM_MERGED {
+        return merged(shared, held, bytes);
     }
     let frame = match Datagram::parse(bytes) {
         Ok(frame) => frame,
@@ -169,16 +194,26 @@ fn inject(shared: &Shared, frame: &[u8], ifindex: u32, flags: u32, count: u32) {
 fn sent(shared: &Shared, held: &Held, bytes: &[u8]) {
     let mut guard = shared.datagrams.lock();
     let inner = &mut *guard;
-    let (offset, total) = (held.offset as usize, held.subject as usize);
-    let conn = Conn { pu: held.pu, key: held.key };
-    let Some(frame) = inner.parts.add(Part { conn, kind: held.kind, offset, total, bytes }) else { return };
-    if Datagram::parse(&frame).is_err() {
-        tracing::debug!("a held datagram is malformed");
-        return shared.tap.count(abi::reason_stat(Reason::Malformed as u16, false));
-    }
+    let Some(frame) = inner.add(held, bytes) else { return };
+    let piece = match Datagram::parse(&frame) {
+        Ok(_) => false,
+        Err(FrameError::Fragment) => true,
+        Err(error) => {
+            tracing::debug!(%error, "a held datagram is malformed");
+            return shared.tap.count(abi::reason_stat(Reason::Malformed as u16, false));
+        }
+    };
     let segment = held.object as usize;
     let in_all = inner.peers.len();
     let known = inner.peers.contains_key(&held.key);
+    if !known && is_met(shared, held) {
+        drop(guard);
+        return onward(shared, &Peer::new(held, held.at_pu_interface != 0), &frame, segment);
+    }
+    if !known && piece {
+        tracing::debug!("a fragment comes without the first one");
+        return shared.tap.count(abi::reason_stat(Reason::Fragment as u16, false));
+    }
     if !known && in_all >= PEERS {
         drop(guard);
         return give_up(shared, &held.key, Peer::new(held, held.at_pu_interface != 0), Reason::RingFull, false);
@@ -190,6 +225,38 @@ fn sent(shared: &Shared, held: &Held, bytes: &[u8]) {
     }
     if !known {
         ask(shared, guard, &held.key);
+    }
+}
+
+/// Either end: what the receiving interface has merged goes on in its pieces, which the kernel looks at one by one.
+fn merged(shared: &Shared, held: &Held, bytes: &[u8]) {
+    let Some(frame) = shared.datagrams.lock().add(held, bytes) else { return };
+    let Ok(datagram) = Datagram::parse(&frame) else {
+        tracing::debug!("merged datagrams are malformed");
+        return shared.tap.count(abi::reason_stat(Reason::DatagramMerged as u16, true));
+    };
+    let onward = if held.at_pu_interface == 0 { INJECT_INGRESS } else { 0 };
+    for piece in datagram.onward(held.object as usize) {
+        inject(shared, &piece, held.ifindex, onward, 0);
+    }
+}
+
+/// Whether the peer was met while the kernel handed this over.
+fn is_met(shared: &Shared, held: &Held) -> bool {
+    let flow = shared.maps.flows.get(&held.key).ok().flatten();
+    flow.is_some_and(|flow| flow.pu == held.pu && flow.role == CLIENT && flow.session != 0)
+}
+
+/// Sends on what waited.
+fn onward(shared: &Shared, peer: &Peer, frame: &[u8], segment: usize) {
+    match Datagram::parse(frame) {
+        Ok(datagram) => {
+            for piece in datagram.onward(segment) {
+                inject(shared, &piece, peer.ifindex, peer.outward(), 0);
+            }
+        }
+        // A later fragment; nothing else was kept.
+        Err(_) => inject(shared, frame, peer.ifindex, peer.outward(), 0),
     }
 }
 
@@ -429,31 +496,36 @@ fn go_on(shared: &Shared, key: &FlowKey, peer: Peer, met: SessionPu, identity: u
         ..present
     };
     shared.maps.flows.replace(key, &flow).map_err(internal)?;
-    for (frame, segment) in &peer.frames {
-        let Ok(datagram) = Datagram::parse(frame) else { continue };
-        for piece in datagram.onward(*segment) {
-            inject(shared, &piece, peer.ifindex, peer.outward(), 0);
-        }
-    }
+    peer.frames.iter().for_each(|(frame, segment)| onward(shared, &peer, frame, *segment));
     Ok(())
 }
 
 /// The peer has forgotten the session, or the PU: what it gave back waits for it to be met again.
 fn retry(shared: &Shared, held: &Held, frame: &Datagram<'_>) -> Result<(), Refusal> {
-    let flow = shared.maps.flows.get(&held.key).map_err(internal)?.ok_or(Refusal::from(Reason::NoFlow))?;
+    let present = shared.maps.flows.get(&held.key).map_err(internal)?.ok_or(Refusal::from(Reason::NoFlow))?;
+    let former = shared.datagrams.lock().peers.get(&held.key).and_then(|peer| peer.former);
+    let flow = former.unwrap_or(present);
     let session = shared.maps.sessions.get(&flow.session).map_err(internal)?;
-    // Another datagram of the flow was given back before, and the peer is asked already.
-    let asked = flow.session == 0 && shared.datagrams.lock().peers.contains_key(&held.key);
-    if asked {
-        return Ok(());
-    }
-    let given_back = session.is_some_and(|session| frame.is_given_back(&flow, &session));
-    if !given_back || flow.role != CLIENT || flow.state != SYN_SENT {
+    let given_back = session.and_then(|session| frame.given_back(&flow, &session));
+    let sent = given_back.ok_or(Refusal::from(Reason::ReplyMac))?;
+    if flow.role != CLIENT || flow.state != SYN_SENT {
         return Err(Reason::ReplyMac.into());
     }
     let (_, payload) = frame.trailer().ok_or(Refusal::from(Reason::HelloMalformed))?;
-    let mut peer = Peer::new(held, held.at_pu_interface != 0);
-    peer.keep(frame.with(&[payload], true), 0);
+    let whole = frame.with(&[payload], true);
+    // What was bare is nothing the PU sent.
+    let bare = sent.flags & BARE != 0;
+    if former.is_some() {
+        // Another one of the same flow; the peer is asked already.
+        let kept = bare || shared.datagrams.lock().peers.get_mut(&held.key).is_some_and(|peer| peer.keep(whole, 0));
+        return if kept { Ok(()) } else { Err(Reason::RingFull.into()) };
+    }
+    let mut peer = Peer { former: Some(flow), ..Peer::new(held, held.at_pu_interface != 0) };
+    if bare {
+        peer.like = whole;
+    } else {
+        peer.keep(whole, 0);
+    }
     if flow.flags & FLAG_RETRIED != 0 {
         give_up(shared, &held.key, peer, Reason::RetryLoop, true);
         return Ok(());

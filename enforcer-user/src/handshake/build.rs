@@ -10,6 +10,7 @@ use common::{
 
 use super::frame::{ACK, ETH_LEN, Frame, RST};
 
+const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
@@ -233,12 +234,11 @@ pub(super) fn finished(bytes: Vec<u8>, v6: bool, tcp: usize) -> Vec<u8> {
     finished_as(bytes, v6, tcp, TCP)
 }
 
-/// The same of a frame of either protocol, whose header begins at `l4`.
+/// The same of a frame of any protocol the enforcer writes, whose header begins at `l4`.
 pub(crate) fn finished_as(mut bytes: Vec<u8>, v6: bool, l4: usize, protocol: u8) -> Vec<u8> {
     let ip = ETH_LEN;
     // Every caller's frame is at most as long as one that was parsed.
     let l4_len = (bytes.len() - l4) as u16;
-    let udp = protocol == UDP;
     let addresses = if v6 {
         let payload = (bytes.len() - ip - 40) as u16;
         bytes[ip + 4..ip + 6].copy_from_slice(&payload.to_be_bytes());
@@ -251,9 +251,18 @@ pub(crate) fn finished_as(mut bytes: Vec<u8>, v6: bool, l4: usize, protocol: u8)
         bytes[ip + 10..ip + 12].copy_from_slice(&sum.to_be_bytes());
         ip + 12..ip + 20
     };
-    let at = if udp { l4 + 6 } else { l4 + 16 };
+    let udp = protocol == UDP;
+    if udp {
+        bytes[l4 + 4..l4 + 6].copy_from_slice(&l4_len.to_be_bytes());
+    }
+    let at = match protocol {
+        TCP => l4 + 16,
+        UDP => l4 + 6,
+        _ => l4 + 2,
+    };
     bytes[at..at + 2].fill(0);
-    let pseudo = sum(&bytes[addresses]) + u32::from(protocol) + u32::from(l4_len);
+    // Only ICMP's checksum is not about the addresses, too.
+    let pseudo = if protocol == ICMP { 0 } else { sum(&bytes[addresses]) + u32::from(protocol) + u32::from(l4_len) };
     let sum = match fold(pseudo + sum(&bytes[l4..])) {
         // Zero stands for no checksum (RFC 768).
         0 if udp => 0xffff,

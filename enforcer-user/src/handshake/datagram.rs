@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use common::{
     Addr,
-    datagram::{COOKIE, COVERED, Fields, OUT_OF_BAND, TRAILER_LEN, Trailer, WANTED_LEN, mac},
+    datagram::{BARE, COOKIE, COVERED, Fields, OUT_OF_BAND, TRAILER_LEN, Trailer, WANTED_LEN, mac},
     drop_reason::Reason,
     flow::{CLIENT, Flow, FlowKey},
     is_v4,
@@ -14,7 +14,7 @@ use common::{
 
 use super::{
     Frame, FrameError, HandshakeError, LocalPu, Own, Session,
-    build::{fold, sum},
+    build::finished_as,
     frame::ETH_LEN,
     sessions::{IN_FLIGHT, same_mac},
 };
@@ -23,7 +23,11 @@ use crate::identity::{PreparedCredential, VerifiedCredential, Verifier};
 const ICMP: u8 = 1;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
-/// Length of the header of UDP, and of an echo.
+/// IPv6's fragment header, among next headers.
+const FRAGMENT: u8 = 44;
+const V4_HEADER: usize = 20;
+const V6_HEADER: usize = 40;
+/// Length of the header of UDP, of an echo, and of a fragment.
 const HEADER: usize = 8;
 
 /// A datagram in a frame: UDP, or an echo of ICMP or ICMPv6.
@@ -33,6 +37,7 @@ pub struct Datagram<'a> {
     bytes: &'a [u8],
     v6: bool,
     proto: u8,
+    /// Behind IPv6's fragment header, if there is one.
     l4: usize,
     /// The first of several pieces.
     fragment: bool,
@@ -46,7 +51,7 @@ impl<'a> Datagram<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<Self, FrameError> {
         use FrameError::Malformed;
         let ip = bytes.get(ETH_LEN..).ok_or(Malformed("Ethernet header"))?;
-        let (v6, header, total, proto, fragment) = match [bytes[12], bytes[13]] {
+        let (v6, l4, total, proto, fragment) = match [bytes[12], bytes[13]] {
             [0x08, 0x00] => {
                 let head = ip.first_chunk::<20>().ok_or(Malformed("IPv4 header"))?;
                 let fragment = u16::from_be_bytes([head[6], head[7]]);
@@ -56,18 +61,27 @@ impl<'a> Datagram<'a> {
                 if fragment & 0x1fff != 0 {
                     return Err(FrameError::Fragment);
                 }
-                (false, 20, usize::from(u16::from_be_bytes([head[2], head[3]])), head[9], fragment & 0x2000 != 0)
+                let total = usize::from(u16::from_be_bytes([head[2], head[3]]));
+                (false, ETH_LEN + V4_HEADER, total, head[9], fragment & 0x2000 != 0)
             }
             [0x86, 0xdd] => {
                 let head = ip.first_chunk::<40>().ok_or(Malformed("IPv6 header"))?;
                 if head[0] >> 4 != 6 {
                     return Err(Malformed("IPv6 header"));
                 }
-                (true, 40, 40 + usize::from(u16::from_be_bytes([head[4], head[5]])), head[6], false)
+                let total = V6_HEADER + usize::from(u16::from_be_bytes([head[4], head[5]]));
+                if head[6] == FRAGMENT {
+                    let head = ip[V6_HEADER..].first_chunk::<HEADER>().ok_or(Malformed("fragment header"))?;
+                    if u16::from_be_bytes([head[2], head[3]]) & 0xfff8 != 0 {
+                        return Err(FrameError::Fragment);
+                    }
+                    (true, ETH_LEN + V6_HEADER + HEADER, total, head[0], true)
+                } else {
+                    (true, ETH_LEN + V6_HEADER, total, head[6], false)
+                }
             }
             _ => return Err(FrameError::NotTcp),
         };
-        let l4 = ETH_LEN + header;
         let bytes = bytes.get(..ETH_LEN + total).ok_or(Malformed("IP length"))?;
         let head = bytes.get(l4..).and_then(<[u8]>::first_chunk::<HEADER>).ok_or(Malformed("transport header"))?;
         let known = match (proto, v6) {
@@ -97,16 +111,17 @@ impl<'a> Datagram<'a> {
 
     /// The same datagram with another payload, in one piece and with complete checksums; `back` to where it came from.
     pub fn with(&self, payload: &[&[u8]], back: bool) -> Vec<u8> {
-        let mut bytes = self.bytes[..self.l4 + HEADER].to_vec();
+        let (mut bytes, l4) = self.network_header();
+        bytes.extend(&self.bytes[self.l4..self.l4 + HEADER]);
         if back {
             let addresses = if self.v6 { ETH_LEN + 8 } else { ETH_LEN + 12 };
             let half = if self.v6 { 16 } else { 4 };
             swap(&mut bytes, 0, 6);
             swap(&mut bytes, addresses, half);
-            match (self.proto, bytes[self.l4]) {
-                (UDP, _) => swap(&mut bytes, self.l4, 2),
-                (ICMP, kind) => bytes[self.l4] = 8 - kind,
-                (_, kind) => bytes[self.l4] = kind ^ 1,
+            match (self.proto, bytes[l4]) {
+                (UDP, _) => swap(&mut bytes, l4, 2),
+                (ICMP, kind) => bytes[l4] = 8 - kind,
+                (_, kind) => bytes[l4] = kind ^ 1,
             }
             bytes[if self.v6 { ETH_LEN + 7 } else { ETH_LEN + 8 }] = 64;
         }
@@ -114,7 +129,17 @@ impl<'a> Datagram<'a> {
             bytes[ETH_LEN + 6] &= 0x40;
         }
         payload.iter().for_each(|part| bytes.extend(*part));
-        finished(bytes, self.v6, self.proto, self.l4)
+        finished_as(bytes, self.v6, l4, self.proto)
+    }
+
+    /// The headers before the transport header, without that of a fragment; how long they are.
+    fn network_header(&self) -> (Vec<u8>, usize) {
+        let l4 = ETH_LEN + if self.v6 { V6_HEADER } else { V4_HEADER };
+        let mut bytes = self.bytes[..l4].to_vec();
+        if self.v6 {
+            bytes[ETH_LEN + 6] = self.proto;
+        }
+        (bytes, l4)
     }
 
     /// The frames that go on in this one's place, checksums complete: where the stack left it to the device, cut into pieces
@@ -174,7 +199,7 @@ impl<'a> Datagram<'a> {
         if self.proto != UDP {
             return None;
         }
-        let mut bytes = self.bytes[..self.l4].to_vec();
+        let (mut bytes, l4) = self.network_header();
         swap(&mut bytes, 0, 6);
         swap(&mut bytes, if self.v6 { ETH_LEN + 8 } else { ETH_LEN + 12 }, if self.v6 { 16 } else { 4 });
         if self.v6 {
@@ -186,21 +211,22 @@ impl<'a> Datagram<'a> {
             bytes.extend([3, 3, 0, 0, 0, 0, 0, 0]);
         }
         bytes.extend(&self.bytes[ETH_LEN..self.l4 + HEADER]);
-        Some(finished(bytes, self.v6, if self.v6 { ICMPV6 } else { ICMP }, self.l4))
+        Some(finished_as(bytes, self.v6, l4, if self.v6 { ICMPV6 } else { ICMP }))
     }
 
-    /// Whether this RETRY gives back what was sent in `flow`, under `session`.
-    pub fn is_given_back(&self, flow: &Flow, session: &common::identity::Session) -> bool {
-        let Some((trailer, before)) = self.trailer() else { return false };
+    /// What was sent in `flow`, under `session`, that this RETRY gives back.
+    pub fn given_back(&self, flow: &Flow, session: &common::identity::Session) -> Option<Fields> {
+        let (trailer, before) = self.trailer()?;
         let fields = trailer.fields();
         if fields.packet_type != RETRY || fields.sender_index != flow.session || fields.handle != flow.local_handle {
-            return false;
+            return None;
         }
         let covered = first_words(before);
-        [RESUME, CONFIRM].into_iter().any(|packet_type| {
-            let sent = Fields { packet_type, flags: 0, ..fields };
-            same_mac(mac(&session.key_out, &sent, self.proto, &covered), trailer.mac())
-        })
+        // Type and flags are overwritten.
+        [(RESUME, 0), (CONFIRM, 0), (RESUME, BARE), (CONFIRM, BARE)]
+            .into_iter()
+            .map(|(packet_type, flags)| Fields { packet_type, flags, ..fields })
+            .find(|sent| same_mac(mac(&session.key_out, sent, self.proto, &covered), trailer.mac()))
     }
 }
 
@@ -229,36 +255,6 @@ fn first_words(payload: &[u8]) -> [u64; COVERED / 8] {
         *to = *from;
     }
     words(&first)
-}
-
-/// Writes lengths and checksums of a frame whose headers are in place.
-fn finished(mut bytes: Vec<u8>, v6: bool, proto: u8, l4: usize) -> Vec<u8> {
-    let len = (bytes.len() - l4) as u16;
-    let addresses = if v6 {
-        let payload = (bytes.len() - ETH_LEN - 40) as u16;
-        bytes[ETH_LEN + 4..ETH_LEN + 6].copy_from_slice(&payload.to_be_bytes());
-        ETH_LEN + 8..ETH_LEN + 40
-    } else {
-        let total = (bytes.len() - ETH_LEN) as u16;
-        bytes[ETH_LEN + 2..ETH_LEN + 4].copy_from_slice(&total.to_be_bytes());
-        bytes[ETH_LEN + 10..ETH_LEN + 12].fill(0);
-        let sum = fold(sum(&bytes[ETH_LEN..l4]));
-        bytes[ETH_LEN + 10..ETH_LEN + 12].copy_from_slice(&sum.to_be_bytes());
-        ETH_LEN + 12..ETH_LEN + 20
-    };
-    if proto == UDP {
-        bytes[l4 + 4..l4 + 6].copy_from_slice(&len.to_be_bytes());
-    }
-    let at = if proto == UDP { l4 + 6 } else { l4 + 2 };
-    bytes[at..at + 2].fill(0);
-    let pseudo = if proto == ICMP { 0 } else { sum(&bytes[addresses]) + u32::from(proto) + u32::from(len) };
-    let sum = match fold(pseudo + sum(&bytes[l4..])) {
-        // Zero stands for no checksum (RFC 768).
-        0 if proto == UDP => 0xffff,
-        sum => sum,
-    };
-    bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
-    bytes
 }
 
 /// What an enforcer says over UDP, from the client's port `from` to the peer's enforcer at port `to`, for the connection that a
@@ -316,7 +312,7 @@ impl OutOfBand<'_> {
         bytes[ETH_LEN + if v6 { 6 } else { 9 }] = UDP;
         bytes.extend([self.from.to_be_bytes(), self.to.to_be_bytes(), [0; 2], [0; 2]].concat());
         payload.iter().for_each(|part| bytes.extend(*part));
-        finished(bytes, v6, UDP, l4)
+        finished_as(bytes, v6, l4, UDP)
     }
 }
 
@@ -494,7 +490,7 @@ fn on_flow(key: &FlowKey, role: u8, to: [u8; 6], payload: &[u8]) -> Vec<u8> {
         bytes.extend([0; 2]);
     }
     bytes.extend(payload);
-    finished(bytes, v6, key.proto, l4)
+    finished_as(bytes, v6, l4, key.proto)
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+use super::super::build::{fold, sum};
 use super::*;
 use common::{addr_v4, flow::SERVER, wire::MacKey};
 
@@ -83,7 +84,7 @@ fn a_retry_gives_back_what_was_sent_and_nothing_else() {
         let whole = back(b"hello", &returned);
         assert_sound(&whole, key.proto);
         let whole = Datagram::parse(&whole).unwrap();
-        assert!(whole.is_given_back(&flow, &SESSION));
+        assert_eq!(whole.given_back(&flow, &SESSION), Some(fields));
         let (_, before) = whole.trailer().unwrap();
         let again = whole.with(&[before], true);
         assert_eq!(again[12..], sent[12..], "the very datagram");
@@ -93,10 +94,16 @@ fn a_retry_gives_back_what_was_sent_and_nothing_else() {
             (b"hello", Fields { packet_type: DENY, ..returned }),
         ] {
             let other = back(payload, &fields);
-            assert!(!Datagram::parse(&other).unwrap().is_given_back(&flow, &SESSION), "{fields:?}");
+            assert_eq!(Datagram::parse(&other).unwrap().given_back(&flow, &SESSION), None, "{fields:?}");
         }
         let others = [Flow { session: 6, ..flow }, Flow { local_handle: 3, ..flow }];
-        assert!(others.iter().all(|other| !whole.is_given_back(other, &SESSION)));
+        assert!(others.iter().all(|other| whole.given_back(other, &SESSION).is_none()));
+        // What went ahead of a datagram brings nothing back but that there is no session.
+        let bare = Fields { flags: BARE, len: 0, ..fields };
+        let proof = super::mac(&SESSION.key_out, &bare, key.proto, &[0; 4]);
+        let returned = Trailer::new(&Fields { packet_type: RETRY, flags: 18, ..bare }, proof);
+        let back = Datagram::parse(&sent).unwrap().with(&[&returned.bytes()], true);
+        assert_eq!(Datagram::parse(&back).unwrap().given_back(&flow, &SESSION), Some(bare));
     }
 }
 
@@ -122,5 +129,34 @@ fn what_is_no_datagram_is_refused() {
         let mut other = whole.clone();
         other[at] = value;
         assert!(Datagram::parse(&other).is_err(), "{at}");
+    }
+}
+
+#[test]
+fn the_first_of_several_fragments_is_answered_in_one_piece() {
+    for key in &keys()[..2] {
+        let whole = on_flow(key, CLIENT, [1; 6], &[7; 1000]);
+        let v6 = whole[12] == 0x86;
+        let mut first = whole.clone();
+        if v6 {
+            // Next header, reserved, offset and "more", identification.
+            first.splice(54..54, [UDP, 0, 0, 1, 0, 0, 0, 9]);
+            first[20] = FRAGMENT;
+            first[18..20].copy_from_slice(&1016_u16.to_be_bytes());
+        } else {
+            first[20] = 0x20;
+        }
+        let parsed = Datagram::parse(&first).unwrap();
+        assert_eq!((parsed.payload(), parsed.trailer()), (&[7; 1000][..], None));
+        assert_eq!(parsed.onward(0), [first.clone()], "as it is");
+        let answer = parsed.with(&[b"hello"], false);
+        assert_sound(&answer, UDP);
+        let expected = Datagram::parse(&whole).unwrap().with(&[b"hello"], false);
+        assert_eq!(answer[ETH_LEN + 12..], expected[ETH_LEN + 12..]);
+        assert_sound(&parsed.unreachable().unwrap(), if v6 { ICMPV6 } else { ICMP });
+        let offset = if v6 { ETH_LEN + 43 } else { ETH_LEN + 7 };
+        let mut later = first;
+        later[offset] = 8;
+        assert!(matches!(Datagram::parse(&later), Err(FrameError::Fragment)));
     }
 }

@@ -92,11 +92,22 @@ impl Bench {
 
     /// Runs a traffic control program on a frame that came on `ifindex`.
     pub fn run_on(&self, program: &str, frame: &[u8], ifindex: u32) -> (Action, Vec<u8>) {
-        // Offset of `ifindex` in `struct __sk_buff`.
+        self.run_as(program, frame, ifindex, 0)
+    }
+
+    /// The same of a frame that is several, each with `segment` bytes of payload, at the PU's interface.
+    pub fn run_merged(&self, program: &str, frame: &[u8], segment: u32) -> (Action, Vec<u8>) {
+        self.run_as(program, frame, self.ifindex, segment)
+    }
+
+    fn run_as(&self, program: &str, frame: &[u8], ifindex: u32, segment: u32) -> (Action, Vec<u8>) {
+        // Offsets in `struct __sk_buff`.
         const IFINDEX: usize = 40;
+        const GSO_SIZE: usize = 176;
         let mut context = [0u8; 192];
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
-        let mut out = vec![0u8; 8192];
+        context[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&segment.to_ne_bytes());
+        let mut out = vec![0u8; 16384];
         let mut frame = frame.to_vec();
         if program == "tc_ingress" {
             // What bears another link-layer address is not for this interface.

@@ -93,10 +93,33 @@ impl Segment {
 
 /// A UDP datagram without payload.
 pub fn udp(source: IpAddr, target: IpAddr, sport: u16, dport: u16) -> Vec<u8> {
-    let mut udp = [sport.to_be_bytes(), dport.to_be_bytes(), [0, 8], [0, 0]].concat();
-    let check = !sum(&udp, pseudo(source, target, 17, 8));
+    datagram(source, target, sport, dport, &[])
+}
+
+/// A UDP datagram, checksum complete.
+pub fn datagram(source: IpAddr, target: IpAddr, sport: u16, dport: u16, payload: &[u8]) -> Vec<u8> {
+    let len = (8 + payload.len()) as u16;
+    let mut udp = [&sport.to_be_bytes()[..], &dport.to_be_bytes(), &len.to_be_bytes(), &[0, 0], payload].concat();
+    let check = match !sum(&udp, pseudo(source, target, 17, udp.len())) {
+        // Zero stands for no checksum (RFC 768).
+        0 => 0xffff,
+        check => check,
+    };
     udp[6..8].copy_from_slice(&check.to_be_bytes());
     packet(source, target, 17, &udp)
+}
+
+/// Takes a UDP datagram apart: addresses, ports, payload.
+///
+/// # Panics
+/// Unless every length fits exactly and every checksum is right.
+pub fn parse_datagram(frame: &[u8]) -> (IpAddr, IpAddr, u16, u16, Vec<u8>) {
+    let (source, target, proto, udp) = network(frame);
+    assert_eq!(proto, 17, "not UDP");
+    assert_eq!(sum(udp, pseudo(source, target, 17, udp.len())), 0xffff, "UDP checksum of {frame:02x?}");
+    let part = |at: usize| u16::from_be_bytes([udp[at], udp[at + 1]]);
+    assert_eq!(usize::from(part(4)), udp.len(), "UDP length");
+    (source, target, part(0), part(2), udp[8..].to_vec())
 }
 
 /// A frame with this network payload.

@@ -53,7 +53,7 @@ fn malformed() -> Vec<Bad> {
         bad("destination options", extended(&options(6), 60), Reason::ExtensionHeader),
         bad("routing header", extended(&[6, 0, 0, 0, 0, 0, 0, 0], 43), Reason::ExtensionHeader),
         bad("authentication header", extended(&[6, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1], 51), Reason::ExtensionHeader),
-        bad("IPv6 first fragment", extended(&[6, 0, 0, 1, 0, 0, 0, 9], 44), Reason::ExtensionHeader),
+        bad("IPv6 first fragment", extended(&[6, 0, 0, 1, 0, 0, 0, 9], 44), Reason::Fragment),
         bad("IPv6 atomic fragment", extended(&[6, 0, 0, 0, 0, 0, 0, 9], 44), Reason::ExtensionHeader),
         bad("seven options headers", chain(7), Reason::ExtensionHeader),
         bad("nine options headers", chain(9), Reason::Malformed),
@@ -83,8 +83,15 @@ fn malformed() -> Vec<Bad> {
     cases.push(passing("a frame of IEEE 802.2", changed(&v4, 12, &[0, 38])));
     cases.push(passing("ARP", changed(&v4, 12, &[8, 6])));
     cases.push(passing("neighbour solicitation", packet(pu6, peer6, 58, &[135; 24])));
-    let error = packet(pu4, peer4, 1, &[3, 1, 0, 0, 0, 0, 0, 0]);
-    cases.push(Bad { what: "ICMP error", frame: error, out: Some(Reason::ProtocolDenied), to: None });
+    // An error without what it is about, of what was never sent, and of a packet that itself cannot be read.
+    let error = |quote: &[u8]| packet(peer4, pu4, 1, &[&[3, 1, 0, 0, 0, 0, 0, 0], quote].concat());
+    let no_flow = |what, frame| Bad { what, frame, out: Some(Reason::ProtocolDenied), to: Some(Reason::NoFlow) };
+    cases.push(bad("ICMP error without quote", error(&[]), Reason::Malformed));
+    cases.push(bad("ICMP error whose quote has no ports", error(&v4[14..34]), Reason::Malformed));
+    cases.push(no_flow("ICMP error", error(&v4[14..])));
+    let error = |quote: &[u8]| packet(peer6, pu6, 58, &[&[1, 4, 0, 0, 0, 0, 0, 0], quote].concat());
+    cases.push(no_flow("ICMPv6 error", error(&v6[14..])));
+    cases.push(bad("ICMPv6 error that quotes nine options headers", error(&chain(9)[14..]), Reason::Malformed));
     cases
 }
 

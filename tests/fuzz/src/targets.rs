@@ -70,7 +70,7 @@ pub fn datagram(bytes: &[u8]) -> bool {
         assert!(before.ends_with(&seeds::credentials()[0]), "of the only one there is");
         assert_eq!(trailer.packet_type(), common::wire::HELLO);
     }
-    assert!(!datagram.is_given_back(&common::flow::Flow::default(), &common::identity::Session::default()));
+    assert!(datagram.given_back(&common::flow::Flow::default(), &common::identity::Session::default()).is_none());
     true
 }
 

@@ -1,5 +1,10 @@
 //! Datagrams between PUs: identity goes with the first of a flow, both ends judge, and nothing else reaches a PU.
 
+mod again;
+mod errors;
+mod others;
+mod sizes;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -38,7 +43,10 @@ struct Stage {
 
 impl Stage {
     fn new(name: &str) -> Result<Self> {
-        let lab = Lab::new(name)?;
+        Self::of(Lab::new(name)?)
+    }
+
+    fn of(lab: Lab) -> Result<Self> {
         lab.write_policy("datagrams.yaml", POLICY)?;
         let (a, b) = (lab.host("a")?, lab.host("b")?);
         a.start_enforcer("")?;
