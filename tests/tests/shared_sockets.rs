@@ -54,7 +54,6 @@ impl Stage {
 const DENIED: &str = "{reason=\"protocol_denied\",direction=\"in\"}";
 const DENIED_OUT: &str = "{reason=\"protocol_denied\",direction=\"out\"}";
 
-const LATER_OUT: &str = "{reason=\"fragment\",direction=\"out\"}";
 const NOBODY_OUT: &str = "{reason=\"peer_no_identity\",direction=\"out\"}";
 
 fn hear(at: &Place, args: &[&str]) -> Result<Proc> {
@@ -189,10 +188,10 @@ fn fragments_follow_their_first() -> Result<()> {
     tell(&stage.ears, &from, &stage.a.socket_v4(5000), &long, 1)?;
     hears(&far[0], &long)?;
     stage.refused(&before, &[])?;
-    // Where the first may not leave, none does: it waits for a peer that says who it is, and there is none. The stack gives up at the next.
+    // Where the first may not leave, none does: they wait for a peer that says who it is, and there is none.
     let capture = stage.a.capture("eth0", "ip[6:2] & 0x3fff != 0")?;
     stage.ears.tool::<serde_json::Value>(&["tell", &stage.a.socket_v4(5001), "--from", &from, "--text", &long])?;
-    stage.refused(&before, &[(LATER_OUT, 1), (NOBODY_OUT, 1)])?;
+    stage.refused(&before, &[(NOBODY_OUT, 1)])?;
     assert_eq!(capture.finish()?.0.len(), 0);
     Ok(())
 }
