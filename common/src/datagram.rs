@@ -19,7 +19,7 @@ pub const BARE: u8 = 1;
 /// Flag of HELLO and CONFIRM: out of band, for a TCP connection whose path refuses them on its own segments. The port it is for
 /// comes first in the payload, in [`WANTED_LEN`] bytes.
 pub const OUT_OF_BAND: u8 = 2;
-/// Flag of an out-of-band HELLO: the MAC is the one of a CHALLENGE, as with [`crate::wire::HELLO_COOKIE`].
+/// Flag of HELLO: the MAC is the one of a CHALLENGE, as with [`crate::wire::HELLO_COOKIE`].
 pub const COOKIE: u8 = 4;
 /// Bytes of the port in an out-of-band packet.
 pub const WANTED_LEN: usize = 2;

@@ -23,7 +23,7 @@ use crate::{
     datagram_rewrite::{retype, strip_bare, trim, turn, unreachable},
     emit::{At, Hold, Parties, config, count_handshake, count_reason, flow_event, hold, now, refused, within},
     flow_table::{Lookup, begins, coarse_now, enter, find, started},
-    gate::may_answer,
+    gate::{self, may_answer},
     icmp_errors,
     inbound_open::peer_pu,
     judge::{judge, rejudge},
@@ -357,13 +357,14 @@ fn opened(packet: &Datagram, pu: u32, found: &Trailer) -> i32 {
         return drop_for(packet, pu, Reason::PuIncomplete);
     }
     match found.packet_type() {
-        HELLO => {
-            count_handshake(HELLO, true);
-            if !may_answer(&packet.ip.src) {
-                return drop_for(packet, pu, Reason::HelloBudget);
+        HELLO => match gate::datagram(packet.ip, packet.key.local_port, packet.key.remote_port, found) {
+            Reason::Allowed => {
+                count_handshake(HELLO, true);
+                to_agent(packet, HELD_DATAGRAM_HELLO, (pu, 0, info.identity))
             }
-            to_agent(packet, HELD_DATAGRAM_HELLO, (pu, 0, info.identity))
-        }
+            Reason::Challenged => challenge(packet, packet.key.local_port, found),
+            reason => drop_for(packet, pu, reason),
+        },
         RESUME | CONFIRM => {
             cleared!(parties: Parties);
             parties.pu = pu;
@@ -376,6 +377,21 @@ fn opened(packet: &Datagram, pu: u32, found: &Trailer) -> i32 {
         // What nobody here asked for, or no longer.
         HELLO_REPLY | RESUME_REPLY | RETRY => drop_for(packet, pu, Reason::NoFlow),
         _ => drop_for(packet, pu, Reason::HelloMalformed),
+    }
+}
+
+/// Asks the client to send its HELLO to `port` once more, with this cookie in it: fewer bytes than it sent.
+#[inline(never)]
+pub fn challenge(packet: &Datagram, port: u16, found: &Trailer) -> i32 {
+    count_reason(Reason::Challenged, true);
+    count_handshake(CHALLENGE, false);
+    let cookie = gate::datagram_cookie(packet.ip, port, packet.key.remote_port, found);
+    let answer = Fields { packet_type: CHALLENGE, time: u64::from_be_bytes(found.time), ..Fields::default() };
+    let done =
+        turn(packet.ctx, packet.ip).and_then(|()| strip_bare(packet.ctx, packet.ip, &Trailer::new(&answer, cookie)));
+    match done {
+        Ok(()) => send_back(packet.ctx, packet.source, Way::In, packet.config.mark),
+        Err(_) => DROP,
     }
 }
 

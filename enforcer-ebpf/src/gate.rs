@@ -38,9 +38,9 @@ pub fn first_contact(packet: &Packet, option: &OptionBytes) -> Reason {
     if packet.tcp.payload == 0 { Reason::HelloMalformed } else { Reason::Challenged }
 }
 
-/// As [`first_contact`], of a HELLO that came over UDP from and to these ports.
+/// As [`first_contact`], of a HELLO in a datagram from and to these ports.
 #[inline(never)]
-pub fn out_of_band(ip: &Ip, port: u16, from: u16, found: &Trailer) -> Reason {
+pub fn datagram(ip: &Ip, port: u16, from: u16, found: &Trailer) -> Reason {
     let Some(shield) = SHIELD.get(0) else { return Reason::Allowed };
     if !may_answer(&ip.src) {
         return Reason::HelloBudget;
@@ -60,7 +60,7 @@ pub fn out_of_band(ip: &Ip, port: u16, from: u16, found: &Trailer) -> Reason {
 
 /// The cookie for the sender of such a HELLO.
 #[inline(always)]
-pub fn cookie_out_of_band(ip: &Ip, port: u16, from: u16, found: &Trailer) -> u64 {
+pub fn datagram_cookie(ip: &Ip, port: u16, from: u16, found: &Trailer) -> u64 {
     let number = u64::from_be_bytes(found.time) as u32;
     SHIELD.get(0).map_or(0, |shield| cookie(&shield.secret, &ip.src, from, port, number))
 }

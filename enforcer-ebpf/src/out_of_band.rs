@@ -3,27 +3,25 @@
 use aya_ebpf::programs::TcContext;
 use common::{
     abi::Config,
-    datagram::{Fields, OUT_OF_BAND, Trailer, WANTED_LEN},
+    datagram::{OUT_OF_BAND, Trailer, WANTED_LEN},
     drop_reason::Reason,
     event::HELD_DATAGRAM_HELLO,
     identity::{Pu, SessionPu},
-    wire::{CHALLENGE, CONFIRM, HELLO},
+    wire::{CONFIRM, HELLO},
 };
 
 use crate::{
     attribute::{Source, UNMANAGED, is_complete, pu_info},
     datagram::{HEADER, is_fresh},
-    datagram_in::{drop_for, is_genuine, nobody, payload, to_agent},
+    datagram_in::{challenge, drop_for, is_genuine, nobody, payload, to_agent},
     datagram_out::Datagram,
-    datagram_rewrite::{strip_bare, turn},
-    emit::{count_handshake, count_reason},
+    emit::count_handshake,
     flow_table::coarse_now,
     gate,
     maps::{KNOWN_TO_PEER, SESSIONS},
     outbound::DROP,
     packet::{Ip, Parsed, TCP, UDP},
     rewrite::load,
-    turn_around::{Way, send_back},
 };
 
 /// Whether a datagram is about a TCP connection.
@@ -59,28 +57,13 @@ pub fn received(ctx: &TcContext, config: &Config, source: Source, parsed: &mut P
     if found.packet_type() == CONFIRM {
         return confirmed(&packet, pu, info, found);
     }
-    match gate::out_of_band(packet.ip, port, packet.key.remote_port, found) {
+    match gate::datagram(packet.ip, port, packet.key.remote_port, found) {
         Reason::Allowed => {
             count_handshake(HELLO, true);
             to_agent(&packet, HELD_DATAGRAM_HELLO, (pu, 0, info.identity))
         }
         Reason::Challenged => challenge(&packet, port, found),
         reason => drop_for(&packet, pu, reason),
-    }
-}
-
-/// Asks the client to send its HELLO once more, with this cookie in it: fewer bytes than it sent.
-#[inline(never)]
-fn challenge(packet: &Datagram, port: u16, found: &Trailer) -> i32 {
-    count_reason(Reason::Challenged, true);
-    count_handshake(CHALLENGE, false);
-    let cookie = gate::cookie_out_of_band(packet.ip, port, packet.key.remote_port, found);
-    let answer = Fields { packet_type: CHALLENGE, time: u64::from_be_bytes(found.time), ..Fields::default() };
-    let done =
-        turn(packet.ctx, packet.ip).and_then(|()| strip_bare(packet.ctx, packet.ip, &Trailer::new(&answer, cookie)));
-    match done {
-        Ok(()) => send_back(packet.ctx, packet.source, Way::In, packet.config.mark),
-        Err(_) => DROP,
     }
 }
 

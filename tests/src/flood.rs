@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use common::datagram::{Fields, Trailer};
 use common::wire::{CONFIRM, HELLO, OptionBytes, RESUME};
 use serde::Deserialize;
 
@@ -88,6 +89,15 @@ impl Flood {
         let random = OptionBytes { version_type: 0xf3, ..session(RESUME, 3) };
         let garbage = vec![0x5a; recorded.hello.payload.len()];
         let hello = with(OptionBytes::new(HELLO, 0, 1, 2, 3));
+        // HELLO in a datagram: as well made as one can be without a credential.
+        let fields =
+            Fields { packet_type: HELLO, handle: 1, len: garbage.len() as u16, index: 2, time: 3, ..Fields::default() };
+        let introduction = [&garbage[..], &Trailer::new(&fields, 4).bytes()].concat();
+        let datagram = |name, from, vary: &str| {
+            let mut flood = of(name, "S", from, &[], &introduction, vary);
+            flood.args.push("--udp".into());
+            flood
+        };
         let mut replayed = of("replayed_resume", "S", own, &recorded.resume.options, &[], "port");
         replayed.args.extend(["--seq".into(), recorded.resume.seq().to_string()]);
         vec![
@@ -100,6 +110,8 @@ impl Flood {
             of("hello_spoofed", "S", spoofed, &hello, &garbage, "source,port,option"),
             of("hello_signature", "S", own, &forged.options, &forged.payload, "port,seq"),
             of("confirm", "A", spoofed, &with(session(CONFIRM, known.index())), &[], "source,port,option"),
+            datagram("datagram_hello", own, "port"),
+            datagram("datagram_hello_spoofed", spoofed, "source,port"),
             Self { name: "fragments", args: vec!["--frame".into(), hex(&fragment(&recorded.hello, own))] },
         ]
     }

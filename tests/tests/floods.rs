@@ -36,7 +36,7 @@ fn little_patience(xdp: &str) -> String {
 
 /// What is to come of each flood: by its name, the reasons for which all its frames are refused, and how many of them may be
 /// answered, be they ever so many.
-const EXPECTED: [(&str, &[&str], i64); 10] = [
+const EXPECTED: [(&str, &[&str], i64); 12] = [
     ("syn", &["no_identity"], 0),
     ("syn_option", &["hello_malformed"], 0),
     ("replayed_resume", &["resume_replayed"], SOME),
@@ -46,6 +46,8 @@ const EXPECTED: [(&str, &[&str], i64); 10] = [
     ("hello_spoofed", &["hello_tampered", "hello_budget", "challenged", "ring_full"], i64::MAX),
     ("hello_signature", &["credential_signature", "hello_budget", "challenged"], SOME),
     ("confirm", &["no_flow"], 0),
+    ("datagram_hello", &["hello_tampered", "hello_budget", "challenged"], SOME),
+    ("datagram_hello_spoofed", &["hello_tampered", "hello_budget", "challenged", "ring_full"], i64::MAX),
     ("fragments", &["fragment"], 0),
 ];
 /// The burst, and the budget of as many seconds as a flood lasts on a slow machine.
@@ -66,6 +68,8 @@ fn floods_are_refused_by_their_reasons_and_disturb_nobody_with_xdp() -> Result<(
 fn under_every_flood(xdp: &str) -> Result<()> {
     let pair = Pair::with_each(&format!("flood{xdp}"), "", &little_patience(xdp))?;
     let _server = pair.server.serve(&["--quiet", "--listen", &format!("[::]:{PORT}")])?;
+    let mut ears = pair.server.spawn_tool(&["hear", "--echo", &format!("[::]:{PORT}")])?;
+    ears.wait_for_line("READY", Duration::from_secs(5))?;
     let mallory = pair.lab.host("mallory")?;
     let recorded = Recorded::at(&pair.b, PORT, || pair.introduce(PORT))?;
     let forged = recorded.with_wrong_signature(|credential| {

@@ -16,7 +16,7 @@ use common::{
     },
     flow::{CLIENT, FLAG_LOG, FLAG_RETRIED, Flow, FlowKey, PATH_HELLO, SYN_SENT},
     identity::SessionPu,
-    wire::{DENY, HELLO_REPLY, RETRY},
+    wire::{CHALLENGE, DENY, HELLO_REPLY, RETRY},
 };
 
 use super::{
@@ -66,6 +66,8 @@ struct Peer {
     at_pu_interface: bool,
     /// By which the answer is known.
     number: u64,
+    /// What a CHALLENGE asked for.
+    cookie: Option<u64>,
     /// A datagram of the flow, which HELLO is made like.
     like: Vec<u8>,
     /// The flow before the peer gave back something of it.
@@ -98,6 +100,7 @@ impl Peer {
             ifindex: held.ifindex,
             at_pu_interface,
             number: rand::random(),
+            cookie: None,
             like: Vec::new(),
             former: None,
             frames: Vec::new(),
@@ -267,7 +270,9 @@ fn ask(shared: &Shared, mut guard: MutexGuard<'_, Inner>, key: &FlowKey) {
         let state = shared.state();
         let local = state.pus.get(&peer.pu);
         let credential = local.and_then(|pu| pu.credential.as_ref().map(|credential| (credential, pu.handle)));
-        credential.zip(peer.first()).map(|((credential, handle), first)| first.hello(credential, handle, peer.number))
+        credential
+            .zip(peer.first())
+            .map(|((credential, handle), first)| first.hello(credential, handle, peer.number, peer.cookie))
     };
     peer.next = Instant::now() + PATIENCE[peer.attempts.min(PATIENCE.len() - 1)];
     peer.attempts += 1;
@@ -413,6 +418,7 @@ fn answer(shared: &Shared, held: &Held, frame: &Datagram<'_>) -> Result<(), Refu
     match fields.packet_type {
         HELLO_REPLY => hello_reply(shared, held, frame),
         RETRY => retry(shared, held, frame),
+        CHALLENGE => challenged(shared, held, fields.time, trailer.mac()),
         DENY => {
             let mut inner = shared.datagrams.lock();
             if inner.peers.get(&held.key).is_none_or(|peer| peer.number != fields.time) {
@@ -426,6 +432,19 @@ fn answer(shared: &Shared, held: &Held, frame: &Datagram<'_>) -> Result<(), Refu
         }
         _ => Err(Reason::HelloMalformed.into()),
     }
+}
+
+/// The peer wants to know that HELLO comes from where it says. Heeded once.
+fn challenged(shared: &Shared, held: &Held, number: u64, cookie: u64) -> Result<(), Refusal> {
+    let mut guard = shared.datagrams.lock();
+    let asked = guard.peers.get_mut(&held.key).filter(|peer| peer.number == number);
+    let peer = asked.ok_or(Refusal::from(Reason::ReplyMac))?;
+    if peer.cookie.replace(cookie).is_some() {
+        return Err(Reason::RetryLoop.into());
+    }
+    peer.attempts = peer.attempts.saturating_sub(1);
+    ask(shared, guard, &held.key);
+    Ok(())
 }
 
 fn hello_reply(shared: &Shared, held: &Held, frame: &Datagram<'_>) -> Result<(), Refusal> {

@@ -154,17 +154,19 @@ impl<'a> Datagram<'a> {
         self.payload().chunks(segment).map(|piece| self.with(&[piece], false)).collect()
     }
 
-    /// HELLO from the sender of this datagram, with any `number` to know the answer by.
-    pub fn hello(&self, credential: &PreparedCredential, handle: u16, number: u64) -> Vec<u8> {
+    /// HELLO from the sender of this datagram, with any `number` to know the answer by, and what a CHALLENGE asked for.
+    pub fn hello(&self, credential: &PreparedCredential, handle: u16, number: u64, cookie: Option<u64>) -> Vec<u8> {
         let fields = Fields {
             packet_type: HELLO,
+            flags: if cookie.is_some() { COOKIE } else { 0 },
             handle,
             len: length(credential.bytes()),
             index: credential.hash_index(),
             time: number,
             ..Fields::default()
         };
-        self.with(&[credential.bytes(), &Trailer::new(&fields, credential.hash_mac()).bytes()], false)
+        let trailer = Trailer::new(&fields, cookie.unwrap_or(credential.hash_mac()));
+        self.with(&[credential.bytes(), &trailer.bytes()], false)
     }
 
     /// The answer to the HELLO in this datagram.
@@ -342,14 +344,12 @@ pub struct Accept {
 pub fn authenticate(verifier: &mut Verifier, datagram: &Datagram<'_>, now: u64) -> Result<Hello, HandshakeError> {
     let (trailer, credential) = datagram.trailer().ok_or(HandshakeError::Unexpected("a trailer"))?;
     let fields = trailer.fields();
-    let (flags, credential) = match (fields.packet_type, fields.flags) {
-        (HELLO, 0) => (0, credential),
-        (HELLO, flags) if flags & !COOKIE == OUT_OF_BAND => {
-            let credential = credential.get(WANTED_LEN..).ok_or(HandshakeError::Unexpected("a port"))?;
-            (if flags & COOKIE != 0 { HELLO_COOKIE } else { 0 }, credential)
-        }
+    let credential = match (fields.packet_type, fields.flags & !COOKIE) {
+        (HELLO, 0) => credential,
+        (HELLO, OUT_OF_BAND) => credential.get(WANTED_LEN..).ok_or(HandshakeError::Unexpected("a port"))?,
         _ => return Err(HandshakeError::Unexpected("HELLO")),
     };
+    let flags = if fields.flags & COOKIE != 0 { HELLO_COOKIE } else { 0 };
     let option = OptionBytes::new(HELLO, flags, fields.handle, fields.index, trailer.mac());
     Ok(Hello { peer: verifier.verify_hello(&option, credential, now)?, number: fields.time })
 }

@@ -24,6 +24,9 @@ pub(crate) struct Raw {
     /// Address and port it claims to come from; port 40000 of the right address if not given
     #[arg(long)]
     pub(crate) from: Option<SocketAddr>,
+    /// A UDP datagram: nothing of TCP's counts
+    #[arg(long)]
+    udp: bool,
     /// TCP flags, any of FSRPAU
     #[arg(long, default_value = "S")]
     flags: String,
@@ -151,8 +154,47 @@ impl Raw {
         }
     }
 
-    /// The segment behind an IP header, checksums right.
+    /// The segment, or datagram, behind an IP header, checksums right.
     pub(crate) fn packet(&self, from: SocketAddr, to: SocketAddr) -> Result<Vec<u8>> {
+        let mut segment = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+        let (proto, sum_at) = if self.udp { (17, 6) } else { (6, 16) };
+        segment.extend(if self.udp { self.behind_ports_of_udp()? } else { self.behind_ports_of_tcp()? });
+        let length = u16::try_from(segment.len()).context("the segment is too long")?;
+        let (pseudo, header) = match (from.ip(), to.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let addresses = [from.octets(), to.octets()].concat();
+                let pseudo = [&addresses[..], &[0, proto], &length.to_be_bytes()].concat();
+                let mut header = vec![0x45, 0];
+                header.extend((length + 20).to_be_bytes());
+                header.extend([0, 0, 0x40, 0, 64, proto, 0, 0]);
+                header.extend(addresses);
+                let sum = checksum(&header).to_be_bytes();
+                header[10..12].copy_from_slice(&sum);
+                (pseudo, header)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let addresses = [from.octets(), to.octets()].concat();
+                let pseudo = [&addresses[..], &u32::from(length).to_be_bytes(), &[0, 0, 0, proto]].concat();
+                let mut header = vec![0x60, 0, 0, 0];
+                header.extend(length.to_be_bytes());
+                header.extend([proto, 64]);
+                header.extend(addresses);
+                (pseudo, header)
+            }
+            _ => bail!("--from and --to are of different families"),
+        };
+        let sum = checksum(&[pseudo, segment.clone()].concat()).to_be_bytes();
+        segment[sum_at..sum_at + 2].copy_from_slice(&sum);
+        Ok([header, segment].concat())
+    }
+
+    fn behind_ports_of_udp(&self) -> Result<Vec<u8>> {
+        let payload = from_hex(&self.payload)?;
+        let length = u16::try_from(8 + payload.len()).context("the datagram is too long")?;
+        Ok([&length.to_be_bytes()[..], &[0, 0], &payload].concat())
+    }
+
+    fn behind_ports_of_tcp(&self) -> Result<Vec<u8>> {
         let mut options = from_hex(&self.options)?;
         options.resize(options.len().next_multiple_of(4), 0);
         ensure!(options.len() <= 40, "TCP has room for 40 bytes of options, not {}", options.len());
@@ -164,8 +206,6 @@ impl Raw {
             flags |= 1 << bit;
         }
         let mut segment = Vec::new();
-        segment.extend(from.port().to_be_bytes());
-        segment.extend(to.port().to_be_bytes());
         segment.extend(self.seq.to_be_bytes());
         segment.extend(self.ack.to_be_bytes());
         segment.push(u8::try_from((20 + options.len()) / 4)? << 4);
@@ -173,33 +213,7 @@ impl Raw {
         segment.extend([0xff, 0xff, 0, 0, 0, 0]);
         segment.extend(options);
         segment.extend(payload);
-        let length = u16::try_from(segment.len()).context("the segment is too long")?;
-        let (pseudo, header) = match (from.ip(), to.ip()) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => {
-                let addresses = [from.octets(), to.octets()].concat();
-                let pseudo = [&addresses[..], &[0, 6], &length.to_be_bytes()].concat();
-                let mut header = vec![0x45, 0];
-                header.extend((length + 20).to_be_bytes());
-                header.extend([0, 0, 0x40, 0, 64, 6, 0, 0]);
-                header.extend(addresses);
-                let sum = checksum(&header).to_be_bytes();
-                header[10..12].copy_from_slice(&sum);
-                (pseudo, header)
-            }
-            (IpAddr::V6(from), IpAddr::V6(to)) => {
-                let addresses = [from.octets(), to.octets()].concat();
-                let pseudo = [&addresses[..], &u32::from(length).to_be_bytes(), &[0, 0, 0, 6]].concat();
-                let mut header = vec![0x60, 0, 0, 0];
-                header.extend(length.to_be_bytes());
-                header.extend([6, 64]);
-                header.extend(addresses);
-                (pseudo, header)
-            }
-            _ => bail!("--from and --to are of different families"),
-        };
-        let sum = checksum(&[pseudo, segment.clone()].concat()).to_be_bytes();
-        segment[16..18].copy_from_slice(&sum);
-        Ok([header, segment].concat())
+        Ok(segment)
     }
 }
 

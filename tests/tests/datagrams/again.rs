@@ -108,3 +108,21 @@ fn merged_datagrams_come_apart_again() -> Result<()> {
     assert!(refused >= 1, "{refused}");
     Ok(())
 }
+
+#[test]
+fn under_load_a_first_contact_needs_a_cookie() -> Result<()> {
+    let stage = Stage::new("dgcookie")?;
+    let servers = [serve(&stage.server, "0.0.0.0", PORT)?, serve(&stage.server, "::", PORT + 1)?];
+    stage.b.start_enforcer("datapath.hello_load = 1")?;
+    let [v4, v6] = addresses(&stage.b);
+    let before = stage.counters()?;
+    // One is no load yet; the next is asked, once, and nothing is lost.
+    assert_eq!(exchange(&stage.client, &v4, PORT, "connected", 8, 1)?, WELL);
+    assert_eq!(exchange(&stage.client, &v6, PORT + 1, "connected", 1196, 1)?, WELL, "{}", stage.a.enforcer_log());
+    let counted = stage.since(&before)?;
+    assert_eq!((counted[1].packets_in("hello"), counted[1].packets_out("challenge")), (2, 1));
+    refusals(&stage.a, &before[0], &[])?;
+    refusals(&stage.b, &before[1], &[("challenged", "in", 1)])?;
+    assert_eq!(servers.each_ref().map(heard), [vec![8], vec![1196]]);
+    Ok(())
+}

@@ -16,7 +16,7 @@ pub const ECHO: u16 = 8020;
 /// Where servers listen that only swallow.
 const SINK: u16 = 8021;
 /// Where servers listen that send datagrams back.
-const DATAGRAMS: u16 = 8022;
+const DATAGRAMS: u16 = ECHO;
 /// The processor of client and server, the same in every arm. One for both: woken across processors, they would measure how fast a
 /// sleeping one gets up, and whatever keeps it awake would make connections faster.
 pub const PROCESSOR: &str = "1";

@@ -39,6 +39,8 @@ const TARGETS: &[(&str, Target)] = &[
     ("flood_hello_spoofed", Target::AtLeast(0.8)),
     ("flood_hello_signature", Target::AtLeast(0.8)),
     ("flood_confirm", Target::AtLeast(0.8)),
+    ("flood_datagram_hello", Target::AtLeast(0.8)),
+    ("flood_datagram_hello_spoofed", Target::AtLeast(0.8)),
     ("flood_fragments", Target::AtLeast(0.8)),
 ];
 
@@ -100,6 +102,8 @@ const PROMISED_IN_TIME: &[&str] = &[
     "flood_hello_spoofed",
     "flood_hello_signature",
     "flood_confirm",
+    "flood_datagram_hello",
+    "flood_datagram_hello_spoofed",
     "flood_fragments",
 ];
 
