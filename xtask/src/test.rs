@@ -27,6 +27,9 @@ use crate::{build, lint, setup, step, workspace};
 /// Package whose tests share the machine and therefore run one at a time.
 const SERIAL_PACKAGE: &str = "tests";
 
+/// Those of it that share nothing, and need a processor while others wait for networks: they run beside the others, with what time is left.
+const ASIDE: [&str; 3] = ["fuzz_handshake", "fuzz_smoke", "model"];
+
 /// What to run.
 #[derive(Args)]
 pub struct Options {
@@ -82,10 +85,18 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         totals.add(program.name(), program.run(&enforcer, filter, limit)?);
     }
     totals.add("documentation examples".into(), doc_tests(filter, limit)?);
-    let mut serial: Vec<(&Program, Outcome)> = Vec::new();
-    for program in programs.iter().filter(|p| p.package == SERIAL_PACKAGE) {
-        serial.push((program, program.run(&enforcer, filter, limit)?));
-    }
+    let (aside, others): (Vec<&Program>, Vec<&Program>) =
+        programs.iter().filter(|p| p.package == SERIAL_PACKAGE).partition(|p| p.is_aside());
+    let run_all = |programs: &[&Program]| -> Result<Vec<Outcome>> {
+        programs.iter().map(|program| program.run(&enforcer, filter, limit)).collect()
+    };
+    let (of_others, of_aside) = thread::scope(|scope| {
+        let of_aside = scope.spawn(|| run_all(&aside));
+        (run_all(&others), of_aside.join())
+    });
+    let of_aside = of_aside.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let outcomes = of_others?.into_iter().chain(of_aside);
+    let mut serial: Vec<(&Program, Outcome)> = others.into_iter().chain(aside).zip(outcomes).collect();
     if serial.iter().map(|(_, outcome)| outcome.failed).sum::<usize>() <= options.second_attempts {
         for (program, outcome) in &mut serial {
             program.try_again(outcome, &enforcer, limit)?;
@@ -147,6 +158,10 @@ impl Program {
         format!("{}::{}", self.package, self.target)
     }
 
+    fn is_aside(&self) -> bool {
+        self.package == SERIAL_PACKAGE && ASIDE.contains(&self.target.as_str())
+    }
+
     fn run(&self, enforcer: &PathBuf, filter: Option<&str>, limit: Duration) -> Result<Outcome> {
         self.start(&self.name(), enforcer, &filter.into_iter().collect::<Vec<_>>(), limit)
     }
@@ -164,7 +179,11 @@ impl Program {
     }
 
     fn start(&self, name: &str, enforcer: &PathBuf, arguments: &[&str], limit: Duration) -> Result<Outcome> {
-        let mut command = Command::new(&self.executable);
+        let mut command = Command::new(if self.is_aside() { "nice" } else { "env" });
+        if self.is_aside() {
+            command.args(["-n", "19"]);
+        }
+        command.arg(&self.executable);
         workspace::clean(&mut command);
         command.current_dir(&self.directory).env("CARGO_MANIFEST_DIR", &self.directory).env("ENFORCER_BIN", enforcer);
         command.arg("--show-output").args(arguments);
