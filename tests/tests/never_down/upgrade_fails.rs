@@ -43,15 +43,23 @@ fn damaged(
     Ok(file)
 }
 
-/// Where the programs for the kernel lie in the binary: an ELF file for the machine BPF (247) within it.
-fn kernel_object(bytes: &[u8]) -> Option<std::ops::Range<usize>> {
-    let starts =
+/// Where most instructions for the kernel lie in the binary: the largest section of code of an ELF file for the machine BPF (247)
+/// within it.
+fn kernel_code(bytes: &[u8]) -> Option<std::ops::Range<usize>> {
+    let mut starts =
         bytes.windows(20).enumerate().filter(|(_, head)| head.starts_with(b"\x7fELF") && head[18..] == [247, 0]);
-    let start = starts.map(|(at, _)| at).next()?;
-    let word = |at: usize| Some(u64::from_le_bytes(bytes.get(start + at..start + at + 8)?.try_into().ok()?));
-    // The table of sections is the last thing in it.
-    let end = start + usize::try_from(word(40)?).ok()?;
-    (end <= bytes.len()).then_some(start..end)
+    let object = bytes.get(starts.next()?.0..)?;
+    let start = bytes.len() - object.len();
+    let word = |at: usize| Some(usize::from(u16::from_le_bytes(object.get(at..at + 2)?.try_into().ok()?)));
+    let long = |at: usize| usize::try_from(u64::from_le_bytes(object.get(at..at + 8)?.try_into().ok()?)).ok();
+    let (table, size, count) = (long(40)?, word(58)?, word(60)?);
+    const EXECUTABLE: usize = 4;
+    let code = (0..count)
+        .map(|section| table + section * size)
+        .filter(|header| long(header + 8).is_some_and(|flags| flags & EXECUTABLE != 0));
+    let (at, length) =
+        code.filter_map(|header| Some((long(header + 24)?, long(header + 32)?))).max_by_key(|code| code.1)?;
+    (start + at + length <= bytes.len()).then_some(start + at..start + at + length)
 }
 
 /// What must hold of the server's host, whatever the upgrade came to.
@@ -135,7 +143,7 @@ fn what_cannot_take_over_changes_nothing() -> Result<()> {
 
     // Programs that the verifier refuses: an instruction that there is not where they return.
     let (exit, unknown) = ([0x95, 0, 0, 0, 0, 0, 0, 0], [0xff, 0, 0, 0, 0, 0, 0, 0]);
-    let unverified = damaged(b, "enforcer-unverified", kernel_object, &exit, &unknown)?;
+    let unverified = damaged(b, "enforcer-unverified", kernel_code, &exit, &unknown)?;
     let output = b.upgrade_enforcer(&unverified, &[])?;
     upgrade.assert_untouched(&output, 1, &["eBPF program", "last insn is not an exit or jmp"])?;
 
