@@ -30,6 +30,9 @@ const SERIAL_PACKAGE: &str = "tests";
 /// Those of it that share nothing, and need a processor while others wait for networks: they run beside the others, with what time is left.
 const ASIDE: [&str; 3] = ["fuzz_handshake", "fuzz_smoke", "model"];
 
+/// Those of it that wait for timers of TCP most of the time, with seconds to spare: two of their tests run at a time.
+const WAITING: [&str; 3] = ["authentication", "datagrams", "middleboxes"];
+
 /// What to run.
 #[derive(Args)]
 pub struct Options {
@@ -189,7 +192,7 @@ impl Program {
         command.arg("--show-output").args(arguments);
         let serial = self.package == SERIAL_PACKAGE;
         if serial {
-            command.arg("--test-threads=1");
+            command.arg(if WAITING.contains(&self.target.as_str()) { "--test-threads=2" } else { "--test-threads=1" });
         }
         watch(name, &mut command, limit, serial)
     }
