@@ -549,7 +549,7 @@ fn an_out_of_band_hello_is_what_its_flags_say() {
         (OUT_OF_BAND | COOKIE, Reason::Allowed),
         // The port would be a part of the credential.
         (0, Reason::HelloTampered),
-        (COOKIE, Reason::HelloMalformed),
+        (COOKIE, Reason::HelloTampered),
         (OUT_OF_BAND | 8, Reason::HelloMalformed),
     ] {
         let mut hello = hello.clone();
