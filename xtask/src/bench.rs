@@ -70,7 +70,7 @@ enum Group {
     Workloads,
     /// A large policy on a running agent
     Large,
-    /// New connections while the enforcer is upgraded
+    /// New connections while the enforcer is upgraded, and while agents are killed
     Upgrade,
     /// Connections while a flood is on
     Floods,

@@ -93,6 +93,8 @@ const PROMISED_IN_TIME: &[&str] = &[
     "crr_wireguard_go",
     "upgrade_ms",
     "upgrade_p99_ms",
+    "kill_ms",
+    "kill_p99_ms",
     "flood_syn",
     "flood_syn_option",
     "flood_replayed_resume",
