@@ -72,7 +72,9 @@ impl From<DomainPattern> for String {
 
 impl fmt::Display for DomainPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", if self.beneath { "*." } else { "" }, self.name)
+        // One label alone is read as a name only with its dot.
+        let dot = if self.beneath || self.name.contains('.') { "" } else { "." };
+        write!(f, "{}{}{dot}", if self.beneath { "*." } else { "" }, self.name)
     }
 }
 
@@ -95,7 +97,11 @@ mod tests {
         ] {
             assert_eq!(pattern("*.example.org").matches(name), expected, "{name}");
         }
-        assert_eq!(pattern("*.Example.org").to_string(), "*.example.org");
+        for (text, printed) in
+            [("*.Example.org", "*.example.org"), ("example.org.", "example.org"), ("intranet.", "intranet.")]
+        {
+            assert_eq!(pattern(text).to_string(), printed);
+        }
     }
 
     #[test]

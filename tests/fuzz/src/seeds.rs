@@ -192,6 +192,7 @@ pub fn rules() -> Vec<Vec<u8>> {
         "deny any -> any",
         "allow group in (admins, \"ops team\") user!=guest or root -> app not in (a,b) !quarantine udp/53 icmp/8",
         "allow image=registry.acme.example/* -> net 10.0.0.0/8, fd00::/8 except 10.1.0.0/16 tcp/443 observe",
+        "pass app=a -> net intranet.",
         "pass app=a -> net example.org,*.example.net except 10.0.0.0/8 tcp/443 egress until 2026-12-31T23:59:59Z log",
         "allow net 0.0.0.0/0 -> 'odd key'=\"a\\\"b\" tcp icmp6",
     ]
