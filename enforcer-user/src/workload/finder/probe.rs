@@ -41,8 +41,9 @@ pub(super) fn kernel_path(root: &Path, offsets: Offsets, maps: &Maps) -> anyhow:
     watch.flags |= WATCH_CGROUPS;
     maps.watch.insert(&0, &watch)?;
     let made = fs::create_dir(&directory).with_context(|| format!("cannot make {}", directory.display()));
-    let told = made.and_then(|()| told_of(&mut events, &name));
     let id = fs::metadata(&directory).map(|meta| meta.ino());
+    let told =
+        made.and_then(|()| told_of(&mut events, &name, *id.as_ref().map_err(|_| anyhow::anyhow!("it is gone"))?));
     let _ = fs::remove_dir(&directory);
     maps.watch.insert(&0, &before)?;
     if let Ok(id) = id {
@@ -52,12 +53,14 @@ pub(super) fn kernel_path(root: &Path, offsets: Offsets, maps: &Maps) -> anyhow:
     told
 }
 
-/// What else is told meanwhile is found by the look at everything that follows.
-fn told_of(events: &mut Events, name: &str) -> anyhow::Result<String> {
+/// Others may make cgroups of that name elsewhere. What else is told meanwhile is found by the look at everything that follows.
+fn told_of(events: &mut Events, name: &str, id: u64) -> anyhow::Result<String> {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         let found = events.wait(Duration::from_millis(20))?;
-        if let Some(path) = found.iter().find_map(|event| event.path.strip_suffix(name)) {
+        if let Some(path) =
+            found.iter().find(|event| event.cgroup == id).and_then(|event| event.path.strip_suffix(name))
+        {
             return Ok(if path.is_empty() { "/".into() } else { path.into() });
         }
     }
