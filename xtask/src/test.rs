@@ -1,7 +1,7 @@
 //! Runs every test there is and counts them: what was skipped counts as failed.
 //!
 //! Test programs are built once and then started one after the other, so that those which share the machine (network namespaces, pins,
-//! cgroups: package `tests`) never meet. A test that cannot run where it is must fail, or print a line that begins with `SKIPPED`:
+//! cgroups: package `tests`) never meet; but for a few that need a processor alone. A test that cannot run where it is must fail, or print a line that begins with `SKIPPED`:
 //! both fail the run.
 //!
 //! Those of the package `tests` depend on the machine's timing too: one that fails is tried once more, alone, and the summary names it as one that
@@ -182,11 +182,8 @@ impl Program {
     }
 
     fn start(&self, name: &str, enforcer: &PathBuf, arguments: &[&str], limit: Duration) -> Result<Outcome> {
-        let mut command = Command::new(if self.is_aside() { "nice" } else { "env" });
-        if self.is_aside() {
-            command.args(["-n", "19"]);
-        }
-        command.arg(&self.executable);
+        let mut command = Command::new("nice");
+        command.args(["-n", if self.is_aside() { "19" } else { "0" }]).arg(&self.executable);
         workspace::clean(&mut command);
         command.current_dir(&self.directory).env("CARGO_MANIFEST_DIR", &self.directory).env("ENFORCER_BIN", enforcer);
         command.arg("--show-output").args(arguments);

@@ -97,29 +97,23 @@ fn an_error_reaches_a_pu_with_the_flow_it_quotes_and_else_not() -> Result<()> {
 
 #[test]
 fn a_guest_says_that_a_port_is_closed_and_writes_no_other_error() -> Result<()> {
-    let lab = Lab::new("dgclosed")?;
-    lab.write_policy("datagrams.yaml", POLICY)?;
-    let (a, b) = (lab.host("a")?, lab.host("b")?);
-    let guest = b.guest("box", &[&a])?;
-    a.start_enforcer("")?;
-    b.start_enforcer("datapath.interfaces = [\"auto\"]")?;
-    let client = a.workload("client", &["app=client"])?;
-    b.enforcer(&["pu", "add", "--interface", guest.interface(), "--name", "box", "--tag", "app=server"])?.ok()?;
+    let (stage, guest) = Stage::with_guest("dgclosed")?;
+    let Stage { client, a, b, .. } = &stage;
     for (family, to) in ["10.78.0.2", "fd78::2"].into_iter().enumerate() {
         let before = (a.counters()?, b.counters()?);
         for _ in 0..2 {
-            assert_eq!(exchange(&client, to, PORT, "connected", 8, 1)?, REFUSED, "{}", b.enforcer_log());
+            assert_eq!(exchange(client, to, PORT, "connected", 8, 1)?, REFUSED, "{}", b.enforcer_log());
         }
-        refusals(&a, &before.0, &[])?;
-        refusals(&b, &before.1, &[])?;
-        let own = addresses(&a)[family].clone();
+        refusals(a, &before.0, &[])?;
+        refusals(b, &before.1, &[])?;
+        let own = addresses(a)[family].clone();
         let (kind, code, ..) = ERRORS[family][0];
         let numbers = [kind.to_string(), code.to_string()];
         let forge =
             ["/usr/bin/python3", &script("errors"), "forge", &own, &numbers[0], &numbers[1], "0", &own, "9", to, "9"];
         guest.exec(&forge)?.ok()?;
-        refusals(&a, &before.0, &[])?;
-        refusals(&b, &before.1, &[("protocol_denied", "out", 1)])?;
+        refusals(a, &before.0, &[])?;
+        refusals(b, &before.1, &[("protocol_denied", "out", 1)])?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use common::datagram::{MAGIC, TRAILER_LEN, Trailer};
 use common::wire::{CONFIRM, RESUME};
 use serde::Deserialize;
-use tests::{Counters, Host, Lab, Place, Proc, Workload};
+use tests::{Counters, Guest, Host, Lab, Place, Proc, Workload};
 
 const POLICY: &str = "name: datagrams
 rules:
@@ -54,6 +54,20 @@ impl Stage {
         let client = a.workload("client", &["app=client"])?;
         let server = b.workload("server", &["app=server"])?;
         Ok(Self { client, server, a, b, lab })
+    }
+
+    /// The same, with a namespace behind an interface of the server's host as a PU that is a server too.
+    fn with_guest(name: &str) -> Result<(Self, Guest)> {
+        let lab = Lab::new(name)?;
+        lab.write_policy("datagrams.yaml", POLICY)?;
+        let (a, b) = (lab.host("a")?, lab.host("b")?);
+        let guest = b.guest("box", &[&a])?;
+        a.start_enforcer("")?;
+        b.start_enforcer("datapath.interfaces = [\"auto\"]")?;
+        let client = a.workload("client", &["app=client"])?;
+        let server = b.workload("server", &["app=server"])?;
+        b.enforcer(&["pu", "add", "--interface", guest.interface(), "--name", "box", "--tag", "app=server"])?.ok()?;
+        Ok((Self { client, server, a, b, lab }, guest))
     }
 
     fn counters(&self) -> Result<[Counters; 2]> {
@@ -382,17 +396,7 @@ fn pus_on_one_host_are_no_exception() -> Result<()> {
 
 #[test]
 fn echoes_bear_identity_too() -> Result<()> {
-    let lab = Lab::new("dgecho")?;
-    lab.write_policy("datagrams.yaml", POLICY)?;
-    let (a, b) = (lab.host("a")?, lab.host("b")?);
-    let guest = b.guest("box", &[&a])?;
-    a.start_enforcer("")?;
-    b.start_enforcer("datapath.interfaces = [\"auto\"]")?;
-    let client = a.workload("client", &["app=client"])?;
-    let server = b.workload("server", &["app=server"])?;
-    let stage = Stage { client, server, a, b, lab };
-    let interface = guest.interface().to_owned();
-    stage.b.enforcer(&["pu", "add", "--interface", &interface, "--name", "box", "--tag", "app=server"])?.ok()?;
+    let (stage, _guest) = Stage::with_guest("dgecho")?;
     let stranger = stage.a.workload("stranger", &["app=other"])?;
     for to in ["10.78.0.2", "fd78::2"] {
         for size in ["56", "1400", "1452"] {

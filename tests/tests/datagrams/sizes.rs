@@ -84,22 +84,16 @@ fn the_first_datagram_of_a_flow_is_not_made_larger_than_its_path() -> Result<()>
 
 #[test]
 fn echoes_come_in_fragments_too() -> Result<()> {
-    let lab = Lab::new("dgpings")?;
-    lab.write_policy("datagrams.yaml", POLICY)?;
-    let (a, b) = (lab.host("a")?, lab.host("b")?);
-    let guest = b.guest("box", &[&a])?;
-    a.start_enforcer("")?;
-    b.start_enforcer("datapath.interfaces = [\"auto\"]")?;
-    let client = a.workload("client", &["app=client"])?;
-    b.enforcer(&["pu", "add", "--interface", guest.interface(), "--name", "box", "--tag", "app=server"])?.ok()?;
+    let (stage, _guest) = Stage::with_guest("dgpings")?;
+    let Stage { client, a, b, .. } = &stage;
     for to in ["10.78.0.2", "fd78::2"] {
         let before = (a.counters()?, b.counters()?);
         for round in 0..2 {
             let output = client.exec(&["ping", "-n", "-c", "2", "-i", "0.2", "-W", "3", "-s", "4000", to])?;
             assert!(output.stdout.contains("2 received"), "{round}: {}\n{}", output.stdout, b.enforcer_log());
         }
-        refusals(&a, &before.0, &[])?;
-        refusals(&b, &before.1, &[])?;
+        refusals(a, &before.0, &[])?;
+        refusals(b, &before.1, &[])?;
     }
     Ok(())
 }

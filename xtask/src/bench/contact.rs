@@ -48,9 +48,7 @@ pub fn enforced(plan: &Plan, tools: &Tools, rows: &mut Rows) -> Result<()> {
         let (before, after) = (before?, decided(host)?);
         rows.add(name, "µs", &[1e6 * (after.0 - before.0) / (after.1 - before.1)]);
     }
-    for (name, forget) in
-        [("contacts_per_core", &["--forget"][..]), ("contacts_per_core_checked", &["--forget", "--keep-checked"])]
-    {
+    for (name, forget) in [("contacts_per_core", &[][..]), ("contacts_per_core_checked", &["--keep-checked"])] {
         rows.add(name, "1/s", &contacts_per_core(plan, &enforced, forget)?);
     }
     inside::programs(plan, tools, &enforced, rows)?;
@@ -84,8 +82,8 @@ fn first_contacts(plan: &Plan, bare: &Arm, enforced: &Arm) -> Result<Vec<f64>> {
         let mut micros = Vec::new();
         for _ in 0..plan.contacts {
             if arm.name() == enforced.name() {
-                forget(&arm.a)?;
-                forget(&arm.b)?;
+                forget(&arm.a, &[])?;
+                forget(&arm.b, &[])?;
             }
             let attempt = arm.connect()?;
             ensure!(attempt.outcome == Outcome::Ok, "{attempt:?}");
@@ -115,7 +113,7 @@ fn contacts_per_core(plan: &Plan, arm: &Arm, how: &[&str]) -> Result<Vec<f64>> {
         let mut nanoseconds = [0; 2];
         for _ in 0..plan.contacts {
             for host in ends {
-                host.enforcer(&[&["peers"], how].concat())?.ok()?;
+                forget(host, how)?;
             }
             let before = [processor_time(ends[0])?, processor_time(ends[1])?];
             let attempt = arm.connect()?;
@@ -143,9 +141,9 @@ fn processor_time(host: &Host) -> Result<u64> {
     Ok(sum)
 }
 
-/// Makes a host's enforcer forget its sessions and every credential it has checked.
-fn forget(host: &Host) -> Result<()> {
-    host.enforcer(&["peers", "--forget"])?.ok().map(drop)
+/// Makes a host's enforcer forget its sessions, and every credential it has checked unless `how` says otherwise.
+fn forget(host: &Host, how: &[&str]) -> Result<()> {
+    host.enforcer(&[&["peers", "--forget"], how].concat())?.ok().map(drop)
 }
 
 /// The same connections under few and many rules.
